@@ -1,0 +1,354 @@
+"""The command `crossreid`: reads words, calls one room of the service, shows what came of it.
+
+Results go to standard output, progress and errors to standard error. Everything heavy is imported
+by the command that needs it, so that help and config checks answer at once.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service import __version__
+from service.errors import ConfigError, CrossReidError, ExitCode
+
+_EPILOG = """\
+exit codes: 0 done, 2 something to put right, 3 NO_GO, 4 paused, 5 a number became NaN or infinite,
+130 interrupted. CONFIG takes overrides as further words: train.max_steps=100
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    stray = [word for word in rest if word.startswith("-") or not hasattr(args, "words")]
+    if stray:
+        parser.error(f"unknown arguments: {' '.join(stray)}")
+    if rest:
+        args.words += rest
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        return int(args.run(args))
+    except CrossReidError as error:
+        if args.debug:
+            raise
+        return _complain(error)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return ExitCode.OK
+
+
+def _complain(error: CrossReidError) -> int:
+    from service.telemetry.logs import redacted
+
+    _say(f"{type(error).__name__}: {redacted(str(error))}")
+    return int(error.exit_code)
+
+
+def _as_interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+# -- the words -------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="crossreid",
+        description="Find a person in RGB images from any query.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"crossreid {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_data(commands)
+    _add_train(commands)
+    _add_tune(commands)
+    _add_evaluate(commands)
+    _add_config(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    """A subparser with the options that every command has."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_config_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="CONFIG [a.b=c ...]", help="YAML, overrides")
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser("data", help="make, ingest and inspect data")
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="COMMAND")
+    synth = _command(kinds, "synth", _synth, "draw a small data set in ORBench's format")
+    synth.add_argument("folder", type=Path)
+    synth.add_argument("--people", type=int, default=96)
+    synth.add_argument("--images", type=int, default=30, help="images of each person")
+    synth.add_argument("--size", default="96x48", help="HEIGHTxWIDTH in pixels")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--difficulty", type=float, default=0.5, help="0 to 1")
+    synth.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
+    ingest = _command(kinds, "ingest", _ingest, "read an ORBench-format folder into records")
+    ingest.add_argument("folder", type=Path)
+    ingest.add_argument("records", help="target folder or fsspec URL")
+    ingest.add_argument("--size", required=True, help="HEIGHTxWIDTH in pixels, as the model wants")
+    ingest.add_argument("--context-length", type=int, default=77, help="tokens of a caption")
+    ingest.add_argument("--max-quarantine-share", type=float, default=0.01)
+    ingest.add_argument("--threads", type=int)
+    inspect = _command(kinds, "inspect", _inspect, "show what records hold")
+    inspect.add_argument("records", help="folder or fsspec URL")
+
+
+def _add_train(commands: Any) -> None:
+    train = _command(commands, "train", _train, "train a run, judge it and evaluate it")
+    _add_config_words(train)
+    train.add_argument("--resume", metavar="RUN", help="continue this run: its id or folder")
+    train.add_argument("--run-id", metavar="ID", help="name of the new run")
+    train.add_argument("--local", action="store_true", help="one process, without Ray")
+
+
+def _add_tune(commands: Any) -> None:
+    tune = _command(commands, "tune", _tune, "run the sweep of a config")
+    _add_config_words(tune)
+    tune.add_argument("--run-id", metavar="ID", help="name of the sweep")
+    tune.add_argument("--dry-run", action="store_true", help="show the trials, start nothing")
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a run's newest checkpoint")
+    evaluate.add_argument("run_name", metavar="RUN", help="its id or folder")
+    evaluate.add_argument("--storage", default="runs", help="where ids are looked for")
+
+
+def _add_config(commands: Any) -> None:
+    config = commands.add_parser("config", help="check and show configs")
+    kinds = config.add_subparsers(dest="kind", required=True, metavar="COMMAND")
+    show = _command(kinds, "show", _show_config, "show a config with all its defaults")
+    _add_config_words(show)
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+def _synth(args: argparse.Namespace) -> int:
+    from service.data.sheet import contact_sheet
+    from service.data.synthetic import SynthSettings, synthesize
+    from service.orchestration.words import parse_size
+
+    settings = SynthSettings(
+        people=args.people,
+        images_per_person=args.images,
+        image_size=parse_size(args.size),
+        seed=args.seed,
+        difficulty=args.difficulty,
+    )
+    made = synthesize(args.folder, settings)
+    sheet = contact_sheet(made.folder, args.sheet) if args.sheet else None
+    values = {
+        "folder": str(made.folder),
+        "train_people": made.num_train,
+        "test_people": made.num_test,
+        "images": made.num_images,
+        "captions": made.num_captions,
+        "gallery": made.num_gallery,
+        "queries": made.num_queries,
+        "sheet": str(sheet) if sheet else None,
+    }
+    images = sum(made.num_images.values())
+    _result(
+        args,
+        values,
+        f"{made.folder}: {made.num_train} people to train on, {made.num_test} to test on, "
+        f"{images} images, {made.num_captions} captions, {made.num_queries} queries\n"
+        + (f"sheet {sheet}\n" if sheet else ""),
+    )
+    return ExitCode.OK
+
+
+def _ingest(args: argparse.Namespace) -> int:
+    from service.data.ingest import ingest
+    from service.orchestration.words import parse_size
+
+    manifest = ingest(
+        args.folder,
+        args.records,
+        image_size=parse_size(args.size),
+        context_length=args.context_length,
+        max_quarantine_share=args.max_quarantine_share,
+        threads=args.threads,
+    )
+    rows = {split: sum(counts.values()) for split, counts in manifest.counts.items()}
+    values = {
+        "records": args.records,
+        "train_people": manifest.num_classes,
+        "rows": rows,
+        "quarantined": [bad.source for bad in manifest.quarantined],
+        "fingerprint": manifest.fingerprint,
+    }
+    bad = f", {len(manifest.quarantined)} images quarantined" if manifest.quarantined else ""
+    told = ", ".join(f"{number} {split} rows" for split, number in rows.items())
+    text = f"{args.records}: {manifest.num_classes} people to train on, {told}{bad}\n"
+    _result(args, values, text)
+    return ExitCode.OK
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from service import views
+    from service.data.index import IdentityIndex
+    from service.data.records import Records
+
+    records = Records.open(args.records, "train")
+    found = records.manifest
+    index = IdentityIndex.build(records.class_index, records.modality, records.num_classes)
+    lonely = [
+        person.dir_id
+        for person, pairable in zip(found.classes, index.pairable, strict=True)
+        if not pairable
+    ]
+    pairable = found.num_classes - len(lonely)
+    values = json.loads(found.to_json()) | {"pairable": pairable, "not_pairable": lonely}
+    _result(args, values, views.manifest(found, pairable, lonely))
+    return ExitCode.OK
+
+
+def _train(args: argparse.Namespace) -> int:
+    from service import views
+    from service.orchestration.words import split_words
+    from service.telemetry.logs import verdict_line
+
+    file, overrides = split_words(args.words)
+    config = _train_config(file, overrides, args.resume)
+    if args.local:
+        from service.orchestration.local import train_here as launch
+    else:
+        from service.orchestration.train import launch_training as launch
+    with views.progress() as show:
+        run, outcome = launch(config, run_id=args.run_id, resume=args.resume, on_progress=show)
+    values = {
+        "run_id": run.run_id,
+        "run_dir": str(run.path),
+        "verdict": outcome.verdict,
+        "cause": outcome.cause,
+        "words": outcome.words,
+        "remedy": outcome.remedy,
+        "exit_code": outcome.exit_code,
+        "summary": outcome.summary,
+    }
+    where = f"everything is in {run.path} (summary.json, journal.jsonl, checkpoints)\n"
+    told = verdict_line(outcome.verdict, outcome.words, outcome.remedy)
+    _result(args, values, f"{views.evaluation(outcome.summary)}{where}{told}\n")
+    return outcome.exit_code
+
+
+def _train_config(file: str | None, overrides: list[str], resume: str | None) -> Any:
+    """The config to train; None means that of the run to resume."""
+    from service.settings import load_config, override
+
+    if file is not None:
+        return load_config(file, overrides)
+    if resume is None:
+        raise ConfigError("train needs a config, as in `crossreid train configs/demo.yaml`")
+    if not overrides:
+        return None
+    from service.orchestration.runs import open_run
+
+    return override(open_run(resume).config, overrides)
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from service import views
+    from service.orchestration.space import check_space
+
+    config = _required_config(args.words)
+    check_space(config)
+    if args.dry_run:
+        return _dry_run(args, config)
+    from dataclasses import asdict
+
+    from service.orchestration.tune import BEST_FILE, launch_tuning
+
+    with views.progress() as show:
+        found = launch_tuning(config, experiment_id=args.run_id, on_progress=show)
+    values = {
+        "run_id": found.experiment_id,
+        "run_dir": str(found.path),
+        "trials": [asdict(row) for row in found.rows],
+        "best": found.best.trial if found.best else None,
+        "exit_code": found.exit_code,
+    }
+    best = f"train the best again: crossreid train {found.path / BEST_FILE}\n" if found.best else ""
+    _result(args, values, f"{views.sweep(found)}everything is in {found.path}\n{best}")
+    return found.exit_code
+
+
+def _dry_run(args: argparse.Namespace, config: Any) -> int:
+    from service.orchestration.space import num_trials
+
+    number, cluster = num_trials(config), config.cluster
+    together = min(number, config.tune.max_concurrent)
+    space = {
+        name: distribution.model_dump(exclude_none=True)
+        for name, distribution in config.tune.space.items()
+    }
+    lines = [
+        f"{number} trials, {together} at a time, each {cluster.num_workers} workers with "
+        f"{cluster.cpus_per_worker:g} CPUs and {cluster.gpus_per_worker:g} GPUs",
+        *(f"{name}: {json.dumps(values)}" for name, values in space.items()),
+    ]
+    _result(
+        args, {"trials": number, "concurrent": together, "space": space}, "\n".join(lines) + "\n"
+    )
+    return ExitCode.OK
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from service import views
+    from service.orchestration.evaluate import evaluate_run
+
+    run, summary = evaluate_run(args.run_name, storage=args.storage)
+    text = f"{views.evaluation(summary)}written to {run.path / 'summary.json'}\n"
+    _result(args, summary, text)
+    return ExitCode.OK
+
+
+def _show_config(args: argparse.Namespace) -> int:
+    config = _required_config(args.words)
+    _result(args, config.model_dump(mode="json"), config.to_yaml())
+    return ExitCode.OK
+
+
+def _required_config(words: list[str]) -> Any:
+    from service.orchestration.words import split_words
+    from service.settings import load_config
+
+    file, overrides = split_words(words)
+    if file is None:
+        raise ConfigError("expected a config file, as in configs/demo.yaml")
+    return load_config(file, overrides)
+
+
+# -- the output ------------------------------------------------------------------------------------
+
+
+def _result(args: argparse.Namespace, values: dict[str, Any], text: str) -> None:
+    """The command's result on standard output: JSON for machines, else text."""
+    sys.stdout.write(json.dumps(values, indent=1, ensure_ascii=False) + "\n" if args.json else text)
+    sys.stdout.flush()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"crossreid: {line}\n")

@@ -1,0 +1,446 @@
+"""All collectives: who this process is among its peers, and everything they do together.
+
+The only module that uses `torch.distributed`. Every method marked *collective* must be called by
+all ranks, in the same order. If one rank does not call it, the others wait until the time limit of
+the process group and then raise a RuntimeError from the backend; the run is restarted from its
+checkpoint. So nothing may leave the step on one rank alone: first `agree`, then all raise.
+"""
+
+import contextlib
+import gc
+import hashlib
+import math
+import os
+import pickle
+import tempfile
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+
+from service.errors import ClusterError
+
+T = TypeVar("T")
+
+TIMEOUT_S = 600.0
+"""Seconds that a rank waits for the others before it gives up."""
+
+GRACE_S = 10.0
+"""Seconds that a launched process has to end by itself once its work is done or lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distributed:
+    """One process among `world`; made by `single`, `from_environment`, `adopt` or `launch`.
+
+    rank: 0-based. world: number of processes. device: where this rank's tensors live.
+    backend: "gloo", "nccl", or "none" for a single process, where every collective is the identity
+    and no process group exists.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    backend: str
+    _side: "weakref.ref[dist.ProcessGroup] | None" = None
+    """Beside NCCL, a gloo group for flags and objects: they wait for no device. Weak, because
+    gloo's threads end with the group object, which must be before the interpreter ends."""
+    _owned: bool = False
+
+    @classmethod
+    def single(cls, device: torch.device | str = "cpu") -> "Distributed":
+        """The only process."""
+        return cls(0, 1, torch.device(device), "none")
+
+    @classmethod
+    def from_environment(cls, timeout_s: float = TIMEOUT_S) -> "Distributed":
+        """As torchrun says in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT. *Collective*.
+
+        NCCL on this rank's GPU where there are GPUs, gloo on the CPU otherwise. Without WORLD_SIZE,
+        or with 1, it is `single`. timeout_s: seconds, > 0, for the start and every collective.
+
+        Raises:
+            ClusterError: variables are missing, or the ranks do not find each other in time.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls.single(device)
+        missing = [k for k in ("RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
+        if missing:
+            raise ClusterError(
+                f"WORLD_SIZE is set but {', '.join(missing)} is not; start with torchrun, or unset "
+                "WORLD_SIZE for a single process"
+            )
+        return cls._start("nccl" if cuda else "gloo", device, timeout_s)
+
+    @classmethod
+    def adopt(cls, device: torch.device | str, timeout_s: float = TIMEOUT_S) -> "Distributed":
+        """Join the process group that somebody else, such as Ray Train, has started. *Collective*.
+
+        `close` leaves that group alone. timeout_s holds for flags and objects; tensors keep the
+        limit that the group was started with.
+
+        Raises:
+            ClusterError: no process group has been started.
+        """
+        if not dist.is_initialized():
+            raise ClusterError(
+                "no process group in this process; expected one from Ray Train. Outside Ray use "
+                "torchrun or a single process"
+            )
+        return cls._of_running_group(torch.device(device), timeout_s, owned=False)
+
+    @classmethod
+    def _start(
+        cls, backend: str, device: torch.device, timeout_s: float, **rendezvous: Any
+    ) -> "Distributed":
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            rendezvous["device_id"] = device
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **rendezvous)
+        except (dist.DistError, ValueError) as error:
+            raise ClusterError(
+                f"the ranks did not find each other: {error}; check that all of them were started "
+                "and that MASTER_ADDR and MASTER_PORT can be reached from each"
+            ) from error
+        return cls._of_running_group(device, timeout_s, owned=True)
+
+    @classmethod
+    def _of_running_group(
+        cls, device: torch.device, timeout_s: float, owned: bool
+    ) -> "Distributed":
+        backend, side = dist.get_backend(), None
+        if backend != "gloo":
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+            assert isinstance(group, dist.ProcessGroup)
+            side = weakref.ref(group)
+        return cls(dist.get_rank(), dist.get_world_size(), device, backend, side, owned)
+
+    @property
+    def _control(self) -> dist.ProcessGroup | None:
+        """The group for flags and objects; None is the default group."""
+        return self._side() if self._side is not None else None
+
+    def close(self) -> None:
+        """End the process group if this object started it. *Collective*; nothing may follow.
+
+        Drop what `wrap` returned before: it keeps the group's threads alive, and a thread that
+        outlives the interpreter aborts the process.
+        """
+        if self._owned and dist.is_initialized():
+            dist.barrier(self._control)
+            gc.collect()
+            dist.destroy_process_group()
+
+    def gather_rows(self, local: Tensor, counts: Sequence[int]) -> Tensor:
+        """All ranks' rows in rank order, with gradient. *Collective*, and so is its backward.
+
+        local: [counts[rank], ...] on `device`; the same trailing shape and dtype on all ranks, and
+            requires_grad on all or on none. float64 is exact; cast bfloat16 to float32 before, as
+            backward adds the ranks' gradients in this dtype.
+        counts: rows of each rank, known to all from the plan. Zeros are fine.
+
+        Returns [sum(counts), ...]. Its gradient with respect to `local` is the sum over all ranks
+        of their gradients for these rows. All ranks must run backward through the result, also
+        when their own loss is 0. Waits for nothing on the host.
+
+        Raises:
+            ValueError: `local` or `counts` do not fit.
+        """
+        if len(counts) != self.world or local.shape[0] != counts[self.rank]:
+            raise ValueError(
+                f"rank {self.rank} of {self.world} has {local.shape[0]} rows; the plan says "
+                f"{list(counts)} rows by rank"
+            )
+        if self.world == 1 or max(counts) == 0:
+            return local
+        return _GatherRows.apply(local, tuple(counts), self.rank)
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """The largest of each value over all ranks, equal on all ranks. *Collective*.
+
+        values: the same number on each rank; a NaN counts as +inf. One small message between
+        hosts that waits for no device: meant for a step's flags (non-finite, stop, error).
+        """
+        numbers = [math.inf if math.isnan(value) else float(value) for value in values]
+        if self.world == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._control)
+        return tensor.tolist()
+
+    def same(self, value: str) -> bool:
+        """Whether all ranks pass an equal string; all get the same answer. *Collective*."""
+        if self.world == 1:
+            return True
+        digest = torch.tensor(list(hashlib.sha256(value.encode()).digest()), dtype=torch.int64)
+        extremes = torch.cat([digest, -digest])
+        dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self._control)
+        highest, lowest = extremes.chunk(2)
+        return torch.equal(highest, -lowest)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on all ranks. *Collective*.
+
+        Pickled and sent between hosts: for error texts and summaries, a few times a run.
+        """
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self._control)
+        return found
+
+    def broadcast_object(self, value: T, source: int = 0) -> T:
+        """The value that rank `source` passes; the others' values are ignored. *Collective*."""
+        if self.world == 1:
+            return value
+        found = [value]
+        dist.broadcast_object_list(found, src=source, group=self._control)
+        return found[0]
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Add up `tensor` over all ranks in place, without gradient, and return it. *Collective*.
+
+        tensor: on `device`, the same shape and dtype on all ranks.
+        """
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Return once all ranks have come here. *Collective*."""
+        if self.world > 1:
+            dist.barrier(self._control)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` in DistributedDataParallel, or itself in a single process. *Collective*.
+
+        The wrapped module averages gradients over the ranks, so a rank's loss is
+        `world * (its rows' sum) / (global number of rows)`. Every trainable parameter must take
+        part in every backward on every rank (`find_unused_parameters` is off). Parameters and
+        buffers are rank 0's at the start; forward does not sync buffers again, because the neck
+        computes its statistics from globally gathered rows, equal everywhere.
+        Reach the module itself through the caller's own reference to it, not through the wrapper.
+        """
+        if self.world == 1:
+            return module
+        on_gpu = self.device.type == "cuda"
+        return DistributedDataParallel(
+            module,
+            device_ids=[self.device] if on_gpu else None,
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def without_reduction(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Context in which backward of `wrapped` adds to local gradients only.
+
+        For all but the last batch of an accumulated step; all ranks alike. Forward must run in it
+        too.
+        """
+        if isinstance(wrapped, DistributedDataParallel):
+            return wrapped.no_sync()
+        return contextlib.nullcontext()
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather of ragged rows; backward is the sum-reduce-scatter that belongs to it."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, counts: tuple[int, ...], rank: int) -> Tensor:
+        ctx.counts, ctx.rank = counts, rank
+        own = _pad(local, max(counts))
+        gathered = own.new_empty(len(counts) * max(counts), *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, own)
+        blocks = gathered.chunk(len(counts))
+        if min(counts) == max(counts):
+            return gathered
+        return torch.cat([block[:n] for block, n in zip(blocks, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        counts, widest = ctx.counts, max(ctx.counts)
+        blocks = [_pad(part, widest) for part in grads[0].split(counts)]
+        summed = grads[0].new_empty(widest, *grads[0].shape[1:])
+        dist.reduce_scatter_tensor(summed, torch.cat(blocks))
+        return summed[: counts[ctx.rank]], None, None
+
+
+def _pad(rows: Tensor, length: int) -> Tensor:
+    """`rows` with zero rows appended up to `length`, contiguous."""
+    if rows.shape[0] == length:
+        return rows.contiguous()
+    padded = rows.new_zeros(length, *rows.shape[1:])
+    padded[: rows.shape[0]] = rows
+    return padded
+
+
+def launch(
+    fn: Callable[..., T],
+    world: int,
+    *args: Any,
+    backend: str = "gloo",
+    timeout_s: float = TIMEOUT_S,
+) -> list[T]:
+    """Run `fn(distributed, *args)` in `world` fresh processes here; their results in rank order.
+
+    fn: importable by name; args and results can be pickled. Each process computes with one CPU
+    thread, finds the others through a file and talks over loopback. With backend "nccl" rank r has
+    GPU r. timeout_s: seconds, > 0, for every collective; the whole may take as long as it takes.
+
+    Raises:
+        The first failing rank's own exception, with its rank and traceback as a note; the other
+        processes are ended.
+        ClusterError: a process ended without a result, or its error cannot be pickled.
+    """
+    context = get_context("spawn")
+    payload = pickle.dumps((fn, args))
+    with tempfile.TemporaryDirectory(prefix="crossreid-") as folder:
+        store = os.path.join(folder, "store")
+        processes: list[BaseProcess] = []
+        pipes: dict[Connection, int] = {}
+        try:
+            for rank in range(world):
+                reader, writer = context.Pipe(duplex=False)
+                pipes[reader] = rank
+                process = context.Process(
+                    target=_child,
+                    args=(rank, world, backend, store, timeout_s, writer, payload),
+                    daemon=True,
+                )
+                process.start()
+                processes.append(process)
+                writer.close()
+            results = _collect(pipes, processes)
+            for process in processes:
+                process.join(GRACE_S)
+            return [results[rank] for rank in range(world)]
+        finally:
+            _end(processes)
+            for reader in pipes:
+                reader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How a launched rank ended; at: seconds of the machine's monotonic clock."""
+
+    value: Any
+    error: Exception | None
+    at: float
+
+
+def _collect(pipes: Mapping[Connection, int], processes: Sequence[BaseProcess]) -> dict[int, Any]:
+    """Each rank's result, or the failure that came first raised.
+
+    The first, because a rank that fails makes the others fail in their next collective.
+    """
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting = [reader for reader, rank in pipes.items() if rank not in results]
+        ready = wait(waiting)
+        ended = {
+            pipes[reader]: _receive(reader, pipes[reader], processes[pipes[reader]])
+            for reader in waiting
+            if reader in ready
+        }
+        failed = [outcome for outcome in ended.values() if outcome.error is not None]
+        if failed:
+            first = min(failed, key=lambda outcome: outcome.at)
+            assert first.error is not None
+            raise first.error
+        results.update((rank, outcome.value) for rank, outcome in ended.items())
+    return results
+
+
+def _receive(reader: Connection, rank: int, process: BaseProcess) -> _Outcome:
+    """What `rank` has sent; a process that died without a word counts as the earliest failure."""
+    try:
+        value, error, trace, at = pickle.loads(reader.recv_bytes())
+    except EOFError:
+        process.join()
+        lost = ClusterError(
+            f"rank {rank} ended with exit code {process.exitcode} and without a result; a negative "
+            "code is a signal (-9: killed, often for memory)"
+        )
+        return _Outcome(None, lost, -math.inf)
+    if error is not None:
+        error.add_note(f"in rank {rank}:\n{trace}")
+    return _Outcome(value, error, at)
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Ask what still runs to end, then make it: a training process may handle SIGTERM itself."""
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+    for process in processes:
+        process.join(GRACE_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _child(
+    rank: int,
+    world: int,
+    backend: str,
+    store: str,
+    timeout_s: float,
+    pipe: Connection,
+    payload: bytes,
+) -> None:
+    """What a launched process runs: sends (result, exception, traceback text, time) and ends."""
+    try:
+        with _joined(rank, world, backend, store, timeout_s) as distributed:
+            fn, args = pickle.loads(payload)
+            pipe.send_bytes(pickle.dumps((fn(distributed, *args), None, "", time.monotonic())))
+    except Exception as error:  # noqa: BLE001  it is raised again, in the parent
+        pipe.send_bytes(_failure(error))
+
+
+@contextlib.contextmanager
+def _joined(
+    rank: int, world: int, backend: str, store: str, timeout_s: float
+) -> Iterator[Distributed]:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    if world == 1:
+        yield Distributed.single(device)
+        return
+    distributed = Distributed._start(
+        backend, device, timeout_s, init_method=f"file://{store}", rank=rank, world_size=world
+    )
+    yield distributed
+    distributed.close()
+
+
+def _failure(error: Exception) -> bytes:
+    """The message for a failed rank; an exception that does not survive pickling becomes text."""
+    trace, at = "".join(traceback.format_exception(error)), time.monotonic()
+    try:
+        message = pickle.dumps((None, error, trace, at))
+        pickle.loads(message)
+    except Exception:  # noqa: BLE001  any class may refuse either way
+        text = ClusterError(f"a rank failed with {type(error).__name__}: {error}")
+        message = pickle.dumps((None, text, trace, at))
+    return message

@@ -1,0 +1,286 @@
+"""Go/No-Go: from health lines to a verdict with a named cause, as a pure function.
+
+`decide(state, report, rules)` is a fold: replaying the reports of a journal gives the same
+decisions. Who carries a decision out is not known here: the loop does in a plain run, the Tune
+scheduler in a sweep. CE lines are fractions of ln C, so they mean the same for any C.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from service.config import Config, PolicyConfig, SdmConfig
+from service.health import HealthReport
+
+
+class Verdict(StrEnum):
+    """WAIT: too early to say. GO: it learns. RAISE: GO, and the SDM weight rises a notch. HOLD: GO,
+    but the SDM weight may not rise. NO_GO: stop, the cause is named."""
+
+    WAIT = "WAIT"
+    GO = "GO"
+    HOLD = "HOLD"
+    RAISE = "RAISE"
+    NO_GO = "NO_GO"
+
+
+class Cause(StrEnum):
+    """Why a run does not learn, or may not go on as asked."""
+
+    NONE = "none"
+    HEAD_LR_TOO_SMALL = "head_lr_too_small"
+    HEAD_NOT_IN_OPTIMIZER = "head_not_in_optimizer"
+    NO_GRADIENT = "no_gradient"
+    CE_NOT_FALLING = "ce_not_falling"
+    TOO_SHORT = "run_too_short"
+    NOT_PAIRING = "sampler_not_pairing"
+    CE_REBOUND = "ce_rebound"
+
+
+WORDS: Mapping[Cause, tuple[str, str]] = {
+    Cause.NONE: ("", ""),
+    Cause.HEAD_LR_TOO_SMALL: (
+        "the head's learning rate is too small to move the head",
+        "set optim.head_lr to 1e-2 (3e-3 for random weights)",
+    ),
+    Cause.HEAD_NOT_IN_OPTIMIZER: (
+        "the head gets a gradient but never changes: it is not in the optimiser, or steps are "
+        "skipped",
+        "check that the head's parameters are trainable and in the group named head",
+    ),
+    Cause.NO_GRADIENT: (
+        "no gradient reaches the head",
+        "look for a detached feature, a no_grad context or a frozen classifier",
+    ),
+    Cause.CE_NOT_FALLING: (
+        "cross-entropy does not fall although the head moves: labels and rows may not belong "
+        "together",
+        "run `crossreid data inspect`, then overfit a few people to tell data from optimiser",
+    ),
+    Cause.TOO_SHORT: (
+        "cross-entropy falls, but the run ends before it reaches the Go line",
+        "raise train.max_steps or train.epochs",
+    ),
+    Cause.NOT_PAIRING: (
+        "too many rows have no positive in their batch",
+        "run `crossreid data inspect` and check sampler.on_unpairable",
+    ),
+    Cause.CE_REBOUND: (
+        "cross-entropy came back up, so the SDM weight must not rise",
+        "wait; if it stays, lower loss.sdm.weights",
+    ),
+}
+"""What each cause means, and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line on the wrong side of its bound, seen since `since_step`."""
+
+    line: str
+    observed: float
+    bound: float
+    since_step: int
+
+    def __str__(self) -> str:
+        return f"{self.line} is {self.observed:.4g}, bound {self.bound:.4g}, at {self.since_step}"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What to change: `sdm_weight` to a value, or `stop`."""
+
+    name: str
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    step: int
+    verdict: Verdict
+    cause: Cause = Cause.NONE
+    findings: tuple[Finding, ...] = ()
+    actions: tuple[Action, ...] = ()
+    reason: str = ""
+    """Why nothing more was done, in words; empty when there is nothing to say."""
+
+    @property
+    def words(self) -> str:
+        return WORDS[self.cause][0]
+
+    @property
+    def remedy(self) -> str:
+        return WORDS[self.cause][1]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "words": self.words, "remedy": self.remedy}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """All that `decide` remembers: bounded, and part of the train state."""
+
+    verdict: Verdict = Verdict.WAIT
+    cause: Cause = Cause.NONE
+    go_step: int = 0
+    notch: int = 0
+    """SDM notches taken: 0 is off."""
+    notch_step: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PolicyState":
+        return cls(
+            verdict=Verdict(values["verdict"]),
+            cause=Cause(values["cause"]),
+            go_step=values["go_step"],
+            notch=values["notch"],
+            notch_step=values["notch_step"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that a verdict depends on."""
+
+    policy: PolicyConfig
+    sdm: SdmConfig
+
+    @classmethod
+    def of(cls, config: Config) -> "Rules":
+        return cls(config.policy, config.loss.sdm)
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """What a running trial must do, sent from outside the loop.
+
+    number: rises with every directive of a trial, so repeating one changes nothing.
+    apply_at_step: first step that runs with it; 0 is at once. None leaves a value alone.
+    """
+
+    number: int
+    apply_at_step: int = 0
+    sdm_weight: float | None = None
+    head_lr: float | None = None
+    stop: bool = False
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Directive":
+        return cls(**values)
+
+
+def decide(state: PolicyState, report: HealthReport, rules: Rules) -> tuple[PolicyState, Decision]:
+    """The verdict at `report`, and the state for the next one.
+
+    A definite cause ends NO_GO from the first look; a CE that has not fallen from `no_go_from`;
+    otherwise the run waits until the final look, or its own last step, which must decide. After GO,
+    each epoch's end may raise the SDM weight by one notch, or says why not.
+    """
+    if state.verdict is Verdict.NO_GO:
+        return state, Decision(report.step, Verdict.NO_GO, state.cause)
+    if state.verdict is Verdict.WAIT:
+        verdict, cause, findings = _look(report, rules.policy)
+        if verdict is Verdict.WAIT:
+            return state, Decision(report.step, verdict, findings=findings)
+        if verdict is Verdict.NO_GO:
+            stopped = replace(state, verdict=verdict, cause=cause)
+            return stopped, Decision(report.step, verdict, cause, findings, (Action("stop"),))
+        state = replace(state, verdict=Verdict.GO, go_step=report.step)
+        if report.pair_coverage < rules.policy.coverage and not report.is_epoch_end:
+            return state, Decision(
+                report.step, Verdict.GO, Cause.NOT_PAIRING, (_low_coverage(report, rules),)
+            )
+    if report.is_epoch_end and not report.is_last and rules.sdm.enabled:
+        return _notch(state, report, rules)
+    return state, Decision(report.step, Verdict.GO)
+
+
+def _look(r: HealthReport, p: PolicyConfig) -> tuple[Verdict, Cause, tuple[Finding, ...]]:
+    """Before GO: WAIT, GO or NO_GO, with what speaks against GO."""
+    findings = _against_go(r, p)
+    cause = _cause(r, p)
+    definite = cause in (Cause.NO_GRADIENT, Cause.HEAD_NOT_IN_OPTIMIZER)
+    if not r.is_last and r.step < p.first_look:
+        return Verdict.WAIT, Cause.NONE, findings
+    if not findings:
+        return Verdict.GO, Cause.NONE, ()
+    if definite or r.is_last:
+        return Verdict.NO_GO, cause, findings
+    if r.step >= p.no_go_from and r.ce_fall < p.min_fall:
+        return Verdict.NO_GO, cause, findings
+    still_falling = r.ce_slope < 0.0 and r.step < p.undecided_until
+    if r.step >= p.final_look and not still_falling:
+        return Verdict.NO_GO, cause, findings
+    return Verdict.WAIT, Cause.NONE, findings
+
+
+def _against_go(r: HealthReport, p: PolicyConfig) -> tuple[Finding, ...]:
+    """Every line on the wrong side of what GO asks for; CE first, then the head."""
+    wrong: list[Finding] = []
+    if r.ce_fraction > p.go:
+        wrong.append(Finding("ce_fraction", r.ce_fraction, p.go, r.step))
+    if r.ce_fall < p.min_fall and r.ce_fraction > p.settled:
+        wrong.append(Finding("ce_fall", r.ce_fall, p.min_fall, r.step))
+    rise = p.min_fall * math.log(r.num_classes) / r.window if r.ce_fraction <= p.learning else 0.0
+    if r.ce_slope >= rise and r.ce_fraction > p.settled:
+        wrong.append(Finding("ce_slope", r.ce_slope, rise, r.step))
+    if r.head_grad_norm < p.min_grad and r.ce_fraction > p.settled:
+        wrong.append(Finding("head_grad_norm", r.head_grad_norm, p.min_grad, r.step))
+    if r.head_moved == 0.0:
+        wrong.append(Finding("head_moved", r.head_moved, 0.0, r.step))
+    return tuple(wrong)
+
+
+def _cause(r: HealthReport, p: PolicyConfig) -> Cause:
+    """Why CE stands, from CE, head gradient, head movement and head length together."""
+    if r.head_grad_norm < p.min_grad and r.ce_fraction > p.settled:
+        return Cause.NO_GRADIENT
+    if r.head_moved == 0.0:
+        return Cause.HEAD_NOT_IN_OPTIMIZER
+    if r.head_growth < p.min_head_growth:
+        return Cause.HEAD_LR_TOO_SMALL
+    if r.is_last and r.ce_slope < 0.0:
+        return Cause.TOO_SHORT
+    return Cause.CE_NOT_FALLING
+
+
+def _low_coverage(r: HealthReport, rules: Rules) -> Finding:
+    return Finding("pair_coverage", r.pair_coverage, rules.policy.coverage, r.step)
+
+
+def _notch(state: PolicyState, r: HealthReport, rules: Rules) -> tuple[PolicyState, Decision]:
+    """At an epoch's end after GO: raise the SDM weight by one notch, or say why not."""
+    notches = rules.sdm.notches
+    if state.notch >= len(notches):
+        return state, Decision(r.step, Verdict.GO)
+    gap = max(r.steps_per_epoch, rules.sdm.min_steps) if state.notch else rules.sdm.min_steps
+    since = r.step - state.notch_step
+    next_epoch = r.epoch + 1
+    if next_epoch < rules.sdm.start_epoch:
+        return state, Decision(
+            r.step, Verdict.GO, reason=f"SDM starts in epoch {rules.sdm.start_epoch}"
+        )
+    if since < gap:
+        return state, Decision(r.step, Verdict.GO, reason=f"SDM waits: {since} of {gap} steps")
+    if r.pair_coverage < rules.policy.coverage:
+        low = (_low_coverage(r, rules),)
+        return state, Decision(
+            r.step, Verdict.HOLD, Cause.NOT_PAIRING, low, reason="SDM waits for coverage"
+        )
+    if r.ce_fraction > rules.policy.hold:
+        high = Finding("ce_fraction", r.ce_fraction, rules.policy.hold, r.step)
+        return state, Decision(
+            r.step, Verdict.HOLD, Cause.CE_REBOUND, (high,), reason="SDM waits for CE"
+        )
+    raised = replace(state, notch=state.notch + 1, notch_step=r.step)
+    weight = Action("sdm_weight", notches[state.notch])
+    return raised, Decision(r.step, Verdict.RAISE, actions=(weight,))

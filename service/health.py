@@ -1,0 +1,245 @@
+"""Health lines: what a run looks like over its last steps, as plain numbers.
+
+The loop hands over one `StepSample` a step, summed over all ranks, in batches at report steps;
+`Health` keeps the windows and makes a `HealthReport`. Nothing here knows of tensors or ranks.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any
+
+from service.modality import Modality
+
+KINDS = (*(modality.label for modality in Modality), "fused")
+"""Names of the kinds of rows: the modalities, then fused queries."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepSample:
+    """One step of the global batch.
+
+    step: 1-based global step. ce: unsmoothed cross-entropy, nats a row. top1: share in [0, 1].
+    unpaired: share of rows without a positive in the batch; unpaired_with_memory: with the memory's
+    rows as well. sdm: SDM loss (0 while off); sdm_chance: its value for uniform similarities;
+    sdm_rows: rows that entered it. feature_norm: mean length after the neck. images: rows seen.
+    seconds: wall time of the step, mean over ranks, of which data_wait_s waiting for the loader.
+    ce_by_kind: mean cross-entropy of each kind of row (KINDS), None where there was none.
+    """
+
+    step: int
+    ce: float
+    top1: float
+    unpaired: float
+    unpaired_with_memory: float
+    sdm: float
+    sdm_chance: float
+    sdm_rows: float
+    feature_norm: float
+    images: float
+    seconds: float
+    data_wait_s: float
+    ce_by_kind: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """Values read once at a report step.
+
+    head_norm, head_grad_norm: L2 norms of the classifier and of its gradient before the step.
+    head_moved: length of the head's change since the last report over its length; 0 is no update.
+    head_lr: learning rate in force. sdm_scheduled: weight that the schedule asks for; sdm_weight:
+    weight as applied in the loss; sdm_reason: why so. memory_rows, memory_age: filled rows, and
+    steps since the oldest was stored. memory_equal: hashes equal on all ranks.
+    """
+
+    head_norm: float
+    head_grad_norm: float
+    head_moved: float
+    head_lr: float
+    sdm_scheduled: float
+    sdm_weight: float
+    sdm_reason: str
+    memory_rows: int
+    memory_age: int
+    memory_equal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """The health lines at one step; every mean is over the last `window` steps.
+
+    ce_fraction is ce / ln C, so 1.0 is chance. ce_first is the mean of the first window, and
+    ce_fall = (ce_first - ce) / ln C. ce_slope is the least-squares slope in nats a step.
+    head_growth is head_norm over its value at the start of the run.
+    """
+
+    step: int
+    epoch: int
+    step_in_epoch: int
+    steps_per_epoch: int
+    total_steps: int
+    num_classes: int
+    window: int
+    ce: float
+    ce_fraction: float
+    ce_first: float
+    ce_fall: float
+    ce_slope: float
+    ce_by_kind: dict[str, float]
+    top1: float
+    pair_coverage: float
+    pair_coverage_with_memory: float
+    rows_without_positive: float
+    sdm: float
+    sdm_chance: float
+    sdm_rows: float
+    sdm_scheduled: float
+    sdm_weight: float
+    sdm_reason: str
+    head_norm: float
+    head_growth: float
+    head_grad_norm: float
+    head_moved: float
+    head_lr: float
+    feature_norm: float
+    feature_norm_expected: float
+    memory_rows: int
+    memory_age: int
+    memory_equal: bool
+    images_per_second: float
+    data_wait_share: float
+
+    @property
+    def is_epoch_end(self) -> bool:
+        return self.step_in_epoch == self.steps_per_epoch
+
+    @property
+    def is_last(self) -> bool:
+        return self.step >= self.total_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives an equal report."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "HealthReport":
+        """Raises KeyError naming the first missing line; lines of later versions are ignored."""
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+
+class Health:
+    """The windows behind the health lines; its state is part of the train state."""
+
+    def __init__(self, num_classes: int, window: int, feature_norm_expected: float) -> None:
+        self._num_classes = num_classes
+        self._window = window
+        self._expected = feature_norm_expected
+        self._recent: deque[StepSample] = deque(maxlen=window)
+        self._first_sum = 0.0
+        self._first_count = 0
+        self._head_start: float | None = None
+
+    def add(self, samples: Iterable[StepSample]) -> None:
+        """Takes the steps since the last call, in order."""
+        for sample in samples:
+            self._recent.append(sample)
+            if self._first_count < self._window:
+                self._first_sum += sample.ce
+                self._first_count += 1
+
+    def start(self, head_norm: float) -> None:
+        """Notes the head's length before the first step; later calls change nothing."""
+        if self._head_start is None:
+            self._head_start = head_norm
+
+    def report(
+        self, *, step: int, steps_per_epoch: int, total_steps: int, gauges: Gauges
+    ) -> HealthReport:
+        """The health lines after `step` (1-based); needs at least one sample."""
+        recent = self._recent
+        chance = math.log(self._num_classes)
+        ce = _mean(s.ce for s in recent)
+        first = self._first_sum / self._first_count
+        seconds = sum(s.seconds for s in recent)
+        unpaired = _mean(s.unpaired for s in recent)
+        start = self._head_start or gauges.head_norm
+        return HealthReport(
+            step=step,
+            epoch=(step - 1) // steps_per_epoch + 1,
+            step_in_epoch=(step - 1) % steps_per_epoch + 1,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            num_classes=self._num_classes,
+            window=self._window,
+            ce=ce,
+            ce_fraction=ce / chance,
+            ce_first=first,
+            ce_fall=(first - ce) / chance,
+            ce_slope=_slope([s.ce for s in recent]),
+            ce_by_kind=_by_kind(recent),
+            top1=_mean(s.top1 for s in recent),
+            pair_coverage=1.0 - unpaired,
+            pair_coverage_with_memory=1.0 - _mean(s.unpaired_with_memory for s in recent),
+            rows_without_positive=unpaired,
+            sdm=_mean(s.sdm for s in recent if s.sdm_rows),
+            sdm_chance=_mean(s.sdm_chance for s in recent if s.sdm_rows),
+            sdm_rows=recent[-1].sdm_rows,
+            sdm_scheduled=gauges.sdm_scheduled,
+            sdm_weight=gauges.sdm_weight,
+            sdm_reason=gauges.sdm_reason,
+            head_norm=gauges.head_norm,
+            head_growth=gauges.head_norm / start if start else 1.0,
+            head_grad_norm=gauges.head_grad_norm,
+            head_moved=gauges.head_moved,
+            head_lr=gauges.head_lr,
+            feature_norm=_mean(s.feature_norm for s in recent),
+            feature_norm_expected=self._expected,
+            memory_rows=gauges.memory_rows,
+            memory_age=gauges.memory_age,
+            memory_equal=gauges.memory_equal,
+            images_per_second=sum(s.images for s in recent) / seconds if seconds else 0.0,
+            data_wait_share=sum(s.data_wait_s for s in recent) / seconds if seconds else 0.0,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "recent": [astuple(s) for s in self._recent],
+            "first_sum": self._first_sum,
+            "first_count": self._first_count,
+            "head_start": self._head_start,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._recent.clear()
+        self._recent.extend(StepSample(*values) for values in state["recent"])
+        self._first_sum = state["first_sum"]
+        self._first_count = state["first_count"]
+        self._head_start = state["head_start"]
+
+
+def _by_kind(samples: Iterable[StepSample]) -> dict[str, float]:
+    """Mean cross-entropy of each kind that had rows."""
+    columns = zip(*(s.ce_by_kind for s in samples), strict=True)
+    present = {
+        k: [v for v in column if v is not None] for k, column in zip(KINDS, columns, strict=True)
+    }
+    return {kind: _mean(values) for kind, values in present.items() if values}
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean, or 0 of nothing."""
+    items = list(values)
+    return sum(items) / len(items) if items else 0.0
+
+
+def _slope(values: list[float]) -> float:
+    """Least-squares slope of `values` over their positions; 0 for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return 0.0
+    middle = (n - 1) / 2
+    mean = sum(values) / n
+    above = sum((i - middle) * (v - mean) for i, v in enumerate(values))
+    return above / (n * (n * n - 1) / 12)

@@ -1,0 +1,198 @@
+"""The objective of a step: CE + w x SDM, right under DDP, with every term's provenance.
+
+DDP averages gradients over ranks. So a term that is a mean over N global rows is, on each rank, the
+sum over the rank's own rows times world / N; then the averaged gradient is that of one big process
+with the whole batch (the features of other ranks enter through a gather that carries gradients).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.config import LossConfig
+from service.data.layout import FUSED, StepLayout
+from service.losses.memory import CrossBatchMemory
+from service.losses.pairs import Pairs
+from service.losses.sdm import SdmForm, chance, sdm_rows
+from service.modality import Modality
+
+NUM_KINDS = FUSED + 1
+
+LINES = (
+    "ce",
+    "correct",
+    "norm",
+    "sdm_queries",
+    "sdm_vis",
+    "sdm_queries_chance",
+    "sdm_vis_chance",
+    "sdm_rows",
+    *(f"ce_{kind}" for kind in range(NUM_KINDS)),
+)
+"""Columns of `LossTerms.sums`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SdmWeight:
+    """The one weight of SDM: the loss applies it, and logs, metrics and panels show it."""
+
+    weight: float = 0.0
+    reason: str = "SDM waits for GO"
+
+    @property
+    def active(self) -> bool:
+        return self.weight > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """The layout of a step as the loss needs it, on the device.
+
+    labels: int64 [n_local]. kind_counts: this rank's rows of each kind, in row order. vis, queries:
+    int64 positions in the global order; vis_class, query_class: their classes.
+    """
+
+    labels: Tensor
+    kind_counts: tuple[int, ...]
+    vis: Tensor
+    vis_class: Tensor
+    queries: Tensor
+    query_class: Tensor
+
+    @classmethod
+    def of(cls, layout: StepLayout, device: torch.device) -> "StepRows":
+        classes = torch.from_numpy(layout.class_index)
+        is_vis = layout.kind == Modality.VIS
+        vis, queries = (torch.from_numpy(np.flatnonzero(mask)) for mask in (is_vis, ~is_vis))
+        counts = np.bincount(layout.kind[layout.local], minlength=NUM_KINDS)
+
+        def move(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=True)
+
+        return cls(
+            labels=move(classes[layout.local]),
+            kind_counts=tuple(int(c) for c in counts),
+            vis=move(vis),
+            vis_class=move(classes[vis]),
+            queries=move(queries),
+            query_class=move(classes[queries]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """What a rank's loss was made of.
+
+    total: scalar with gradient; averaged over ranks it is the global loss. sums: float [len(LINES)]
+    of this rank, without gradient; sdm_* are 0 while SDM is off. sdm_weight: as applied, so 0 when
+    no row entered SDM whatever was scheduled.
+    """
+
+    total: Tensor
+    sums: Tensor
+    pairs: Pairs
+    sdm_weight: float
+
+
+def objective(
+    *,
+    rows: Tensor,
+    gathered: Tensor,
+    after_neck: Tensor,
+    logits: Tensor,
+    step: StepRows,
+    pairs: Pairs,
+    memory: CrossBatchMemory | None,
+    weight: SdmWeight,
+    config: LossConfig,
+    world: int,
+) -> LossTerms:
+    """The loss terms of one rank; pure, without collectives.
+
+    rows: [n_local, D] unit rows; gathered: [N, D] those of all ranks, with gradient; after_neck
+    [n_local, D]; logits [n_local, C]. SDM is not computed at all while its weight is 0.
+    """
+    ce = F.cross_entropy(logits, step.labels, reduction="none")
+    smooth = F.cross_entropy(
+        logits, step.labels, reduction="none", label_smoothing=config.label_smoothing
+    )
+    single = len(rows) - step.kind_counts[FUSED]
+    total = _group_mean(smooth, single, pairs) * world
+    sums = [
+        ce[:single].sum(),
+        (logits[:single].argmax(dim=1) == step.labels[:single]).sum(),
+        after_neck[:single].norm(dim=1).sum(),
+    ]
+    applied = 0.0
+    sdm_sums = [torch.zeros((), device=rows.device)] * 5
+    if weight.active and pairs.valid_queries + pairs.valid_vis > 0:
+        sdm, sdm_sums = _sdm(rows, gathered, step, pairs, memory, config, world)
+        total = total + weight.weight * sdm
+        applied = weight.weight
+    by_kind = [part.sum() for part in ce.split(step.kind_counts)]
+    stacked = torch.stack([v.detach().to(torch.float64) for v in (*sums, *sdm_sums, *by_kind)])
+    return LossTerms(total, stacked, pairs, applied)
+
+
+def sdm_value(queries: float, vis: float, pairs: Pairs, form: Literal["ce", "kl"]) -> float:
+    """The SDM loss from its two directions' sums over all ranks: their mean for ce, sum for kl."""
+    parts = (queries / max(pairs.valid_queries, 1), vis / max(pairs.valid_vis, 1))
+    return sum(parts) * SdmForm.named(form).direction_weight
+
+
+def _group_mean(smooth: Tensor, single: int, pairs: Pairs) -> Tensor:
+    """This rank's share of the mean over the groups (single rows, fused queries) of group means."""
+    loss = smooth[:single].sum() / pairs.single
+    if pairs.fused == 0:
+        return loss
+    return 0.5 * (loss + smooth[single:].sum() / pairs.fused)
+
+
+def _sdm(
+    rows: Tensor,
+    gathered: Tensor,
+    step: StepRows,
+    pairs: Pairs,
+    memory: CrossBatchMemory | None,
+    config: LossConfig,
+    world: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Both directions: queries to live and memory VIS, VIS to live queries only.
+
+    Columns from the memory carry no gradient, so a VIS row has nothing to learn from them.
+    """
+    form = SdmForm.named(config.sdm.form)
+    num_vis = step.kind_counts[Modality.VIS]
+    kept, kept_class = memory.view() if memory is not None else (None, None)
+    queries, queries_ok, queries_pos = sdm_rows(
+        rows[num_vis:],
+        gathered.index_select(0, step.vis),
+        kept,
+        query_class=step.labels[num_vis:],
+        gallery_class=step.vis_class,
+        memory_class=kept_class,
+        form=form,
+    )
+    vis, vis_ok, vis_pos = sdm_rows(
+        rows[:num_vis],
+        gathered.index_select(0, step.queries),
+        None,
+        query_class=step.labels[:num_vis],
+        gallery_class=step.query_class,
+        memory_class=None,
+        form=form,
+    )
+    value = queries.sum() / max(pairs.valid_queries, 1) + vis.sum() / max(pairs.valid_vis, 1)
+    columns = len(step.vis) + (memory.rows if memory is not None else 0)
+    sums = [
+        queries.sum(),
+        vis.sum(),
+        (chance(form, columns, queries_pos) * queries_ok).sum(),
+        (chance(form, len(step.queries), vis_pos) * vis_ok).sum(),
+        queries_ok.sum() + vis_ok.sum(),
+    ]
+    return value * form.direction_weight * world, sums

@@ -1,0 +1,145 @@
+"""Reaching a Ray cluster, or starting one on this machine, and checking that a run fits into it."""
+
+import contextlib
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError
+
+from service.config import ClusterConfig
+from service.errors import ClusterError
+
+NAMESPACE = "crossreid"
+_STORE_BYTES = 200_000_000
+"""Object store of a cluster started here: data sets do not go through it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """local: this process started it, and it ends with this process."""
+
+    address: str
+    local: bool
+
+
+def environment(config: ClusterConfig) -> dict[str, str]:
+    """Variables that Ray's own processes read, on the driver, the controller and the workers."""
+    return {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(config.poll_s),
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+
+
+@contextlib.contextmanager
+def connected(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Cluster]:
+    """A connection to the cluster that `config` names, closed at the end.
+
+    `cluster.address`, else RAY_ADDRESS, else a cluster on this machine that listens on loopback
+    only and ends with this block. A connection that this process already has is used and left open.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or refuses the token.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    values = environment(config)
+    if address == "local":
+        # Nothing takes this machine away with a warning: one actor less to start.
+        values["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    with _set(values):
+        if ray.is_initialized():
+            yield Cluster(ray.get_runtime_context().gcs_address, local=False)
+            return
+        _silence_raylet()
+        try:
+            _init(address, values, dashboard)
+            yield Cluster(ray.get_runtime_context().gcs_address, local=address == "local")
+        finally:
+            ray.shutdown()
+
+
+def require(config: ClusterConfig, trials: int = 1) -> None:
+    """Refuses a run that this cluster could never hold; `trials` run at the same time.
+
+    Raises:
+        ClusterError: saying what was found, what is needed and what to try.
+    """
+    found = ray.cluster_resources()
+    for kind, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
+        needed, has = each * config.num_workers * trials, found.get(kind, 0.0)
+        if needed <= has:
+            continue
+        raise ClusterError(
+            f"the run needs {needed:g} {kind}s ({_times(config, trials)} x {each:g}), but the "
+            f"cluster has {has:g}; try {_remedy(each, has, trials)}"
+        )
+
+
+def _times(config: ClusterConfig, trials: int) -> str:
+    workers = f"{config.num_workers} worker{'s' if config.num_workers > 1 else ''}"
+    return workers if trials == 1 else f"{trials} trials x {workers}"
+
+
+def _remedy(each: float, has: float, trials: int) -> str:
+    fitting = math.floor(has / each)
+    if fitting < 1:
+        return "a larger machine, or fewer cpus_per_worker and gpus_per_worker under cluster:"
+    if trials > 1:
+        return f"tune.max_concurrent={max(fitting // trials, 1)} or fewer workers a trial"
+    return f"cluster.num_workers={fitting}"
+
+
+def _init(address: str, values: dict[str, str], dashboard: bool) -> None:
+    quiet = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=_STORE_BYTES,
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address=address, runtime_env={"env_vars": values}, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as e:
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address}: {_first_line(e)}; check that it runs, that "
+            "cluster.address or RAY_ADDRESS is its head, and that RAY_AUTH_MODE and the token fit"
+        ) from e
+
+
+def _silence_raylet() -> None:
+    """Keeps the raylet's messages off standard output, where `log_to_driver` leaves them.
+
+    What they tell of lost workers is told by the run itself. The switch is internal to Ray.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._private import ray_logging
+
+        ray_logging.stdout_deduplicator.skip_re = re.compile("")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+
+
+@contextlib.contextmanager
+def _set(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the block; what the user has set himself stays."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)

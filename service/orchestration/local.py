@@ -1,0 +1,87 @@
+"""Training in this process: the same loop on one rank, without Ray."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from service.config import Config
+from service.gonogo import Directive
+from service.orchestration.control import News
+from service.orchestration.monitor import Monitor
+from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
+from service.orchestration.runs import Run, interrupted, open_or_create
+from service.training.ports import Outcome, Ports
+
+_SHOW_S = 0.5
+
+
+def train_here(
+    config: Config | None,
+    *,
+    run_id: str | None = None,
+    resume: str | None = None,
+    on_progress: OnProgress = ignore,
+) -> tuple[Run, Outcome]:
+    """As `launch_training`, on one rank in this process; there is no exporter.
+
+    An interrupt lets the step end, writes a checkpoint and ends as verdict INTERRUPTED.
+
+    Raises:
+        CrossReidError: what is wrong with config, data, run or numbers.
+    """
+    import torch
+
+    from service.distributed import Distributed
+    from service.training.loop import train
+
+    run = open_or_create(config, run_id, resume)
+    if run.config.train.threads is not None:
+        torch.set_num_threads(run.config.train.threads)
+    world = Distributed.single("cuda" if torch.cuda.is_available() else "cpu")
+    on_progress(Update(trial=MAIN_TRIAL, messages=(f"run {run.run_id} in {run.path}",)))
+    with _asked_to_stop() as stop:
+        outcome = train(run.config, run.path, world, _ports(run, on_progress, stop))
+    return run, interrupted(run) if stop.is_set() else outcome
+
+
+def _ports(run: Run, on_progress: OnProgress, stop: threading.Event) -> Ports:
+    monitor = Monitor(run.config.policy, on_progress=on_progress)
+    events: list[dict[str, Any]] = []
+    shown_at = float("-inf")
+
+    def progress(step: int, total: int, line: dict[str, Any]) -> None:
+        nonlocal shown_at
+        now = time.monotonic()
+        if now - shown_at < _SHOW_S and step < total:
+            return
+        shown_at = now
+        values = {"step": step, "total": total, "line": line}
+        monitor.hear(News(MAIN_TRIAL, 0, values, tuple(events)))
+        events.clear()
+
+    def poll(applied: int) -> Directive | None:
+        return Directive(applied + 1, stop=True, reason="interrupted") if stop.is_set() else None
+
+    return Ports(poll=poll, progress=progress, event=events.append)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

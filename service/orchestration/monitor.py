@@ -1,0 +1,154 @@
+"""The driver's view of its trials: progress for the screen, snapshots for the exporter."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.util.placement_group import PlacementGroup
+
+from service.config import PolicyConfig
+from service.gonogo import Decision
+from service.health import HealthReport
+from service.orchestration.control import ControlReader, News
+from service.orchestration.progress import OnProgress, Update, ignore
+from service.telemetry import logs
+from service.telemetry.exporter import LEASE_S, ExporterLease
+from service.telemetry.lines import TrialSeries
+
+
+@dataclass(slots=True)
+class _Trial:
+    series: TrialSeries
+    starts: int = 0
+    applied: int = 0
+    said: tuple[Any, ...] = ()
+    verdict: str = ""
+    placement_groups: list[PlacementGroup] = field(default_factory=list)
+
+
+class Monitor:
+    """Takes in what trials tell, says it to `on_progress`, and keeps the exporter up to date.
+
+    now: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        exporter: ExporterLease | None = None,
+        on_progress: OnProgress = ignore,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._policy = policy
+        self._exporter = exporter
+        self._on_progress = on_progress
+        self._now = now
+        self._trials: dict[str, _Trial] = {}
+        self._renewed_at = now()
+
+    def look(self, reader: ControlReader) -> None:
+        """One look at the control plane; to be called about twice a second from one thread."""
+        for news in reader.read():
+            self.hear(news)
+        if self._exporter is not None and self._now() - self._renewed_at > LEASE_S / 4:
+            self._renewed_at = self._now()
+            self._exporter.renew()
+
+    def hear(self, news: News) -> None:
+        """Takes one trial's news in and passes them on."""
+        trial = self._trial(news.key)
+        trial.applied = news.applied
+        messages = [line for event in news.events for line in self._event(trial, event)]
+        step, total = news.progress.get("step", 0), news.progress.get("total", 0)
+        if step:
+            trial.series.step(step, total, self._now())
+        self._push(news.key)
+        line = news.progress.get("line", {})
+        if line and trial.verdict:
+            line = {**line, "verdict": trial.verdict}
+        self._on_progress(
+            Update(
+                trial=news.key,
+                step=step,
+                total=total,
+                line=line,
+                messages=tuple(messages),
+                restarts=max(trial.starts - 1, 0),
+            )
+        )
+
+    def decided(self, key: str, decision: Decision) -> None:
+        """Notes a decision that was taken outside the trial, and says it when it is a new one."""
+        trial = self._trial(key)
+        trial.verdict = str(decision.verdict)
+        lines = self._decision(trial, decision.to_dict())
+        self._push(key)
+        if lines:
+            self._on_progress(Update(trial=key, messages=tuple(lines)))
+
+    def ended(self, key: str) -> None:
+        """The trial has ended by itself."""
+        if self._exporter is not None:
+            self._exporter.end(key)
+
+    def applied(self, key: str) -> int:
+        """The number of the last directive that the trial has applied."""
+        return self._trial(key).applied
+
+    def placement_groups(self, key: str) -> list[PlacementGroup]:
+        """What holds, or held, the resources of the trial's workers."""
+        return list(self._trial(key).placement_groups)
+
+    def has_started(self, key: str) -> bool:
+        """Whether the trial's workers have come up at least once."""
+        return self._trial(key).starts > 0
+
+    def _event(self, trial: _Trial, event: dict[str, Any]) -> list[str]:
+        """Takes a journal line in; gives what to say about it."""
+        match event["event"]:
+            case "workers":
+                return self._workers(trial, event)
+            case "start":
+                return logs.start_lines(event)
+            case "epoch":
+                return [logs.sdm_line(event["epoch"], event["sdm_weight"], event["sdm_reason"])]
+            case "health":
+                report = HealthReport.from_dict(event["health"])
+                trial.series.health(report)
+                return logs.health_lines(report)
+            case "decision":
+                return self._decision(trial, event)
+            case "directive":
+                return [logs.directive_line(event["step"], event["directive"])]
+            case "unpaired":
+                return [logs.unpaired_line(event["step"], event["rows"], event["of"])]
+            case _:
+                return []
+
+    def _workers(self, trial: _Trial, event: dict[str, Any]) -> list[str]:
+        trial.starts += 1
+        if event["placement_group"] is not None:
+            trial.placement_groups.append(event["placement_group"])
+        if trial.starts == 1:
+            return []
+        trial.series.restart()
+        return ["a worker was lost; all workers were started again from the last checkpoint"]
+
+    def _decision(self, trial: _Trial, decision: dict[str, Any]) -> list[str]:
+        """Counts a decision; says it only when it is another than the last."""
+        trial.series.decision(decision["verdict"], self._now())
+        saying = (decision["verdict"], decision["cause"], decision["reason"])
+        if saying == trial.said:
+            return []
+        trial.said = saying
+        return [logs.decision_line(decision)]
+
+    def _push(self, key: str) -> None:
+        if self._exporter is not None:
+            self._exporter.push(key, self._trial(key).series.values)
+
+    def _trial(self, key: str) -> _Trial:
+        if key not in self._trials:
+            self._trials[key] = _Trial(TrialSeries(self._policy))
+        return self._trials[key]

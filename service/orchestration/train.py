@@ -1,0 +1,226 @@
+"""Training from the driver: a run folder, Ray Train workers, and an eye on them until they end."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchTrainer
+
+from service.config import Config
+from service.errors import ClusterError
+from service.gonogo import Directive
+from service.orchestration.background import Background
+from service.orchestration.cluster import connected, require
+from service.orchestration.control import ControlReader, start_control
+from service.orchestration.monitor import Monitor
+from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
+from service.orchestration.runs import Run, interrupted, open_or_create, write_text
+from service.orchestration.worker import EndOnFault, Job, WorkerFault, rebuilt, run_worker
+from service.telemetry.exporter import ExporterLease, acquire
+from service.training.ports import Outcome
+
+LOOK_S = 0.5
+"""Seconds between two looks at the trials."""
+STOP_S = 15.0
+"""Seconds that an interrupted run has to write its checkpoint."""
+START_TRIES = 10
+"""Worker groups that may fail to start, at about a minute each, before the run gives up."""
+
+
+def launch_training(
+    config: Config | None,
+    *,
+    run_id: str | None = None,
+    resume: str | None = None,
+    on_progress: OnProgress = ignore,
+) -> tuple[Run, Outcome]:
+    """Trains one run on Ray and waits for its end.
+
+    config: may be None only with `resume`. run_id: the new run's name, made here when None.
+    resume: continues this run instead.
+
+    Returns the run and how it ended; a KeyboardInterrupt on the way ends as verdict INTERRUPTED.
+
+    Raises:
+        RunError: the name is taken, or the run to resume is unknown, ended or another.
+        ClusterError: the cluster is too small or not reachable, or workers were lost too often.
+        CrossReidError: what the workers found wrong with config, data or numbers.
+    """
+    run = open_or_create(config, run_id, resume)
+    with connected(run.config.cluster) as cluster:
+        require(run.config.cluster)
+        control = start_control(f"control-{run.run_id}")
+        reader = ControlReader(control)
+        with exporter_lease(run.config, run.run_id, local=cluster.local) as exporter:
+            monitor = Monitor(run.config.policy, exporter, on_progress)
+            _announce(on_progress, run, exporter)
+            job = Job(
+                config=run.config.to_yaml(),
+                run_dir=str(run.path),
+                control=f"control-{run.run_id}",
+                key=MAIN_TRIAL,
+            )
+            outcome = _watch(run, Background(lambda: fit(run.config, job)), monitor, reader)
+            monitor.ended(MAIN_TRIAL)
+            return run, outcome
+
+
+def fit(
+    config: Config,
+    job: Job,
+    callbacks: tuple[UserCallback, ...] = (),
+    worker: Callable[[dict[str, Any]], dict[str, Any]] = run_worker,
+) -> dict[str, Any]:
+    """Runs the workers to their end; what rank 0 returned, or {"fault": ...} for a program's error.
+
+    Ray keeps its own files in `<run dir>/ray`. Checkpoints are the loop's, so that Ray's are empty
+    and a second call with the same folder goes on where the loop's last checkpoint is.
+
+    Raises:
+        ClusterError: workers were lost too often, or could not be started.
+    """
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=asdict(job),
+        scaling_config=_scaling(config),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=job.run_dir,
+            failure_config=FailureConfig(
+                max_failures=config.cluster.max_failures,
+                controller_failure_limit=START_TRIES,
+            ),
+            callbacks=[EndOnFault(), *callbacks],
+        ),
+    )
+    try:
+        returned = trainer.fit().return_value
+    except TrainingFailedError as error:
+        return _failed(config, error)
+    except RayError as error:
+        raise ClusterError(
+            f"the training's controller was lost: {_first_line(error)}; continue with --resume"
+        ) from error
+    assert isinstance(returned, dict)
+    return returned
+
+
+def ended(run: Run, returned: dict[str, Any]) -> Outcome:
+    """The outcome in what `fit` returned.
+
+    Raises:
+        CrossReidError: the one that the workers returned.
+    """
+    if "error" in returned:
+        raise rebuilt(returned["error"])
+    if "fault" in returned:
+        write_text(run.path / "error.txt", returned["fault"]["trace"])
+        return Outcome(
+            verdict="ERROR",
+            cause="program_error",
+            words=returned["fault"]["words"],
+            remedy=f"this is a fault of the program; its traceback is in {run.path / 'error.txt'}",
+            exit_code=1,
+            summary={},
+        )
+    return Outcome(**returned["outcome"])
+
+
+@contextlib.contextmanager
+def exporter_lease(config: Config, run: str, *, local: bool) -> Iterator[ExporterLease | None]:
+    """The run's hold on the cluster's exporter, given up at the end; None when it is off."""
+    if not config.telemetry.enabled:
+        yield None
+        return
+    lease = acquire(config.telemetry, run, local=local)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _announce(on_progress: OnProgress, run: Run, exporter: ExporterLease | None) -> None:
+    lines = [f"run {run.run_id} in {run.path}"]
+    if exporter is not None:
+        note = f"; {exporter.note}" if exporter.note else ""
+        lines.append(f"metrics at {exporter.address}{note}")
+    lines.append(f"starting {run.config.cluster.num_workers} workers")
+    on_progress(Update(trial=MAIN_TRIAL, messages=tuple(lines)))
+
+
+def _watch(
+    run: Run, task: Background[dict[str, Any]], monitor: Monitor, reader: ControlReader
+) -> Outcome:
+    """Looks at the run until it ends; an interrupt asks it to stop and waits for its checkpoint."""
+    try:
+        while not task.wait(LOOK_S):
+            monitor.look(reader)
+        monitor.look(reader)
+        return ended(run, task.result())
+    except KeyboardInterrupt:
+        with contextlib.suppress(KeyboardInterrupt):
+            stop_trials([MAIN_TRIAL], task, monitor, reader)
+        return interrupted(run)
+
+
+def stop_trials(
+    keys: list[str], task: Background[Any], monitor: Monitor, reader: ControlReader
+) -> None:
+    """Asks started trials to write their checkpoint and stop; waits at most `STOP_S` for `task`."""
+    started = [key for key in keys if monitor.has_started(key)]
+    for key in started:
+        number = monitor.applied(key) + 1
+        reader.put(key, Directive(number=number, stop=True, reason="interrupted"))
+    until = time.monotonic() + STOP_S
+    while started and not task.wait(LOOK_S) and time.monotonic() < until:
+        monitor.look(reader)
+
+
+def _scaling(config: Config) -> ScalingConfig:
+    cluster = config.cluster
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    return ScalingConfig(
+        num_workers=cluster.num_workers,
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker=resources,
+    )
+
+
+def _failed(config: Config, error: TrainingFailedError) -> dict[str, Any]:
+    """A program's fault as a value, everything else as an error about the cluster."""
+    if isinstance(error, ControllerError):
+        cause = error.controller_failure
+        if isinstance(cause, WorkerFault):
+            return {"fault": {"words": cause.words, "trace": cause.trace}}
+        raise ClusterError(
+            f"the workers could not be started: {_first_line(cause)}; needed are "
+            f"{config.cluster.num_workers} workers with {config.cluster.cpus_per_worker:g} CPUs "
+            f"and {config.cluster.gpus_per_worker:g} GPUs each. Wait until others have ended, or "
+            "lower cluster.num_workers, and continue with --resume"
+        ) from error
+    found = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    lost = "; ".join(f"rank {rank}: {_first_line(e)}" for rank, e in sorted(found.items()))
+    raise ClusterError(
+        f"workers were lost more than cluster.max_failures={config.cluster.max_failures} times; "
+        f"the last time {lost or _first_line(error)}. Continue with --resume once the machines "
+        "are well; killed workers often ran out of memory"
+    ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or [''])[0][:300]}"

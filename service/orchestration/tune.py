@@ -1,0 +1,267 @@
+"""A sweep: Ray Tune starts trials, each nests a Ray Train run, the scheduler judges them."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray import tune
+from ray.tune import TuneConfig, Tuner
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search import BasicVariantGenerator
+from ray.util.placement_group import remove_placement_group
+
+from service.config import Config
+from service.errors import CrossReidError, ExitCode
+from service.gonogo import Decision, Verdict
+from service.orchestration.background import Background
+from service.orchestration.cluster import connected, require
+from service.orchestration.control import ControlReader, start_control
+from service.orchestration.monitor import Monitor
+from service.orchestration.progress import OnProgress, Update, ignore
+from service.orchestration.runs import Run, create_run, read_summary, write_summary, write_text
+from service.orchestration.scheduler import GoNoGoScheduler, TrialRecord
+from service.orchestration.space import check_space, num_trials, param_space, with_sample
+from service.orchestration.train import LOOK_S, ended, exporter_lease, fit, stop_trials
+from service.orchestration.worker import Job, error_values
+
+JOURNAL = "decisions.jsonl"
+BEST_FILE = "best.yaml"
+SWEEP = "sweep"
+"""The key under which messages about the whole sweep reach `on_progress`."""
+_OUTER = {"CPU": 0, "node:__internal_head__": 0.001}
+"""A trial's own process only waits. Tune refuses a request for nothing at all."""
+_GONE_S = 5.0
+"""Seconds after which a killed trial's controller is surely dead and cannot start workers again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One trial's line in the final table.
+
+    verdict: GO, NO_GO, WAIT, STOPPED, INTERRUPTED, ERROR or UNKNOWN. cause: in words.
+    """
+
+    trial: str
+    sample: dict[str, Any]
+    verdict: str
+    cause: str = ""
+    remedy: str = ""
+    steps: int = 0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """How a sweep ended. best: the row whose config is in `best.yaml`, if any trial got GO."""
+
+    experiment_id: str
+    path: Path
+    rows: tuple[Row, ...]
+    best: Row | None
+    exit_code: int
+
+
+def launch_tuning(
+    config: Config, *, experiment_id: str | None = None, on_progress: OnProgress = ignore
+) -> Sweep:
+    """Runs the sweep of `config.tune` and waits for its end.
+
+    The trials' run folders are `<storage>/<experiment id>/<trial id>/`. A KeyboardInterrupt stops
+    all trials and ends with exit code INTERRUPTED.
+
+    Raises:
+        ConfigError: the space does not fit the settings.
+        RunError: the name is taken.
+        ClusterError: the cluster is too small for the concurrent trials, or not reachable.
+    """
+    check_space(config)
+    sweep = create_run(config, experiment_id)
+    config = sweep.config
+    together = min(config.tune.max_concurrent, num_trials(config))
+    with connected(config.cluster) as cluster:
+        require(config.cluster, trials=together)
+        control = start_control(f"control-{sweep.run_id}")
+        reader = ControlReader(control)
+        scheduler = GoNoGoScheduler(config, sweep.path / JOURNAL)
+        with exporter_lease(config, sweep.run_id, local=cluster.local) as exporter:
+            monitor = Monitor(config.policy, exporter, on_progress)
+            scheduler.attach(reader.put, lambda key, _, decision: monitor.decided(key, decision))
+            place = f"; metrics at {exporter.address}" if exporter else ""
+            head = f"sweep {sweep.run_id} of {num_trials(config)} trials in {sweep.path}{place}"
+            on_progress(Update(trial=SWEEP, messages=(head,)))
+            tuner = _tuner(sweep, scheduler, together)
+            watch = _Watch(Background(tuner.fit), scheduler, monitor, reader)
+            results, was_interrupted = watch.until_end()
+        return _ended(sweep, results, scheduler.trials, was_interrupted)
+
+
+def _tuner(sweep: Run, scheduler: GoNoGoScheduler, together: int) -> Tuner:
+    config = sweep.config
+    return Tuner(
+        tune.with_resources(_trainable(sweep), _OUTER),
+        param_space=param_space(config),
+        tune_config=TuneConfig(
+            scheduler=scheduler,
+            search_alg=BasicVariantGenerator(max_concurrent=together, random_state=config.run.seed),
+            num_samples=config.tune.samples,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(sweep.path), verbose=0),
+    )
+
+
+def _trainable(sweep: Run) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    text, path, name = sweep.config.to_yaml(), str(sweep.path), sweep.run_id
+
+    def trial(config: dict[str, Any]) -> dict[str, Any]:
+        return run_trial(config, text, path, f"control-{name}")
+
+    return trial
+
+
+def run_trial(sample: dict[str, Any], text: str, path: str, control: str) -> dict[str, Any]:
+    """One trial, in the process that Tune starts for it: its final report to Tune.
+
+    text: the sweep's config. path: the sweep's folder. control: the control plane's name.
+    """
+    from service.settings import load_text
+
+    trial_id = tune.get_context().get_trial_id()
+    try:
+        config = with_sample(load_text(text), sample)
+        run = create_run(config, trial_id, Path(path))
+        job = Job(run.config.to_yaml(), str(run.path), control, trial_id, decides=False)
+        outcome = ended(run, fit(config, job, (TuneReportCallback(),)))
+    except CrossReidError as error:
+        return {"outcome": json.dumps({"error": error_values(error)})}
+    return {"outcome": json.dumps(outcome.to_dict())}
+
+
+class _Watch:
+    """The driver's main thread during a sweep."""
+
+    def __init__(
+        self,
+        task: Background[tune.ResultGrid],
+        scheduler: GoNoGoScheduler,
+        monitor: Monitor,
+        reader: ControlReader,
+    ) -> None:
+        self._task = task
+        self._scheduler = scheduler
+        self._monitor = monitor
+        self._reader = reader
+        self._killed_at: dict[str, float] = {}
+        self._freed: set[str] = set()
+
+    def until_end(self) -> tuple[list[Any], bool]:
+        """Tune's results, and whether the user interrupted; no results then."""
+        try:
+            while not self._task.wait(LOOK_S):
+                self._monitor.look(self._reader)
+                self._free(after_s=_GONE_S)
+            self._monitor.look(self._reader)
+            self._free(after_s=0.0)
+            results = self._task.result()
+            return [results[i] for i in range(len(results))], False
+        except KeyboardInterrupt:
+            keys = list(self._scheduler.trials)
+            stop_trials(keys, self._task, self._monitor, self._reader)
+            return [], True
+
+    def _free(self, after_s: float) -> None:
+        """Gives back what killed trials still hold; those that stopped by themselves hold nothing.
+
+        Ray's own cleaner does this only where its dashboard runs.
+        """
+        now = time.monotonic()
+        for key, record in list(self._scheduler.trials.items()):
+            if not record.killed or key in self._freed:
+                continue
+            if now - self._killed_at.setdefault(key, now) >= after_s:
+                self._freed.add(key)
+                for group in self._monitor.placement_groups(key):
+                    remove_placement_group(group)
+
+
+def _ended(
+    sweep: Run, results: list[Any], records: dict[str, TrialRecord], was_interrupted: bool
+) -> Sweep:
+    rows = tuple(_row(sweep, result, records) for result in results)
+    best = _best(rows)
+    if best is not None:
+        write_text(sweep.path / BEST_FILE, _best_yaml(sweep, best))
+    code = ExitCode.INTERRUPTED if was_interrupted else _exit_code(rows)
+    write_summary(
+        sweep.path,
+        {
+            "run_id": sweep.run_id,
+            "verdict": "STOPPED" if was_interrupted else ("GO" if best else "NO_GO"),
+            "cause": "",
+            "steps": sum(row.steps for row in rows),
+            "best": best.trial if best else None,
+            "trials": [asdict(row) for row in rows],
+        },
+    )
+    return Sweep(sweep.run_id, sweep.path, rows, best, int(code))
+
+
+def _row(sweep: Run, result: Any, records: dict[str, TrialRecord]) -> Row:
+    """A trial's line, and its verdict in its own summary.json: the loop there did not judge."""
+    metrics: dict[str, Any] = result.metrics or {}
+    trial = metrics["trial_id"]
+    row = Row(trial=trial, sample=dict(result.config or {}), verdict="UNKNOWN")
+    outcome = json.loads(metrics.get("outcome", "{}"))
+    if "error" in outcome:
+        return replace(row, verdict="ERROR", cause=outcome["error"]["message"])
+    if result.error is not None and not outcome:
+        return replace(row, verdict="ERROR", cause=str(result.error).strip().splitlines()[-1])
+    if outcome.get("verdict") == "ERROR":
+        return replace(row, verdict="ERROR", cause=outcome["words"], remedy=outcome["remedy"])
+    record = records.get(trial)
+    summary = read_summary(sweep.path / trial) or {}
+    row = _judged(row, record.verdict if record else None)
+    row = replace(row, steps=summary.get("steps", record.step if record else 0))
+    if summary:
+        summary |= {"verdict": row.verdict, "cause": row.cause}
+        write_summary(sweep.path / trial, summary)
+    return replace(row, summary=summary)
+
+
+def _judged(row: Row, decision: Decision | None) -> Row:
+    if decision is None:
+        return row
+    verdict = decision.verdict
+    if verdict in (Verdict.GO, Verdict.RAISE, Verdict.HOLD):
+        return replace(row, verdict="GO", cause=decision.words)
+    return replace(row, verdict=str(verdict), cause=decision.words, remedy=decision.remedy)
+
+
+def _best(rows: tuple[Row, ...]) -> Row | None:
+    """The GO trial with the highest mean mAP, or without evaluation the lowest cross-entropy."""
+
+    def merit(row: Row) -> tuple[float, float]:
+        found = row.summary.get("mAP", {}).get("mean", 0.0)
+        return found, -row.summary.get("ce_fraction", 1.0)
+
+    return max((row for row in rows if row.verdict == "GO"), key=merit, default=None)
+
+
+def _best_yaml(sweep: Run, best: Row) -> str:
+    """The best trial's config as a file that trains it alone."""
+    config = with_sample(sweep.config, best.sample)
+    values = config.model_dump(mode="json")
+    values.pop("tune")
+    head = f"# crossreid train {sweep.path / BEST_FILE}\n#\n# The best trial of {sweep.run_id}.\n"
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _exit_code(rows: tuple[Row, ...]) -> ExitCode:
+    """OK when a trial got GO; else NO_GO when one was judged; else a user's error."""
+    verdicts = {row.verdict for row in rows}
+    if "GO" in verdicts:
+        return ExitCode.OK
+    return ExitCode.NO_GO if "NO_GO" in verdicts else ExitCode.USER_ERROR

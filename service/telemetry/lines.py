@@ -1,0 +1,222 @@
+"""The one table of metrics: what the exporter serves, and what panels and rules may ask for.
+
+Every series carries the labels `run` and `trial`. A plain training is the one trial `main`. The
+exporter always gets full snapshots, so that a restarted exporter is complete after the next one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from service.config import PolicyConfig
+from service.gonogo import Verdict
+from service.health import HealthReport
+
+PREFIX = "reid_train_"
+LABELS = ("run", "trial")
+
+Values = dict[str, dict[tuple[str, ...], float]]
+"""Line name to its samples: the values of the line's own labels to the number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One metric.
+
+    name: without `PREFIX`; ends with its unit where it has one, and a counter with `_total`.
+    labels: those beyond `LABELS`. field: the health line that it shows, if it shows one.
+    """
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    help: str
+    labels: tuple[str, ...] = ()
+    field: str = ""
+
+
+LINES: tuple[Line, ...] = (
+    Line("running", "gauge", "1 while the trial trains, 0 after it ended by itself"),
+    Line("heartbeat_timestamp_seconds", "gauge", "Unix time of the last step heard of"),
+    Line("global_step", "gauge", "Steps done; rises across restarts"),
+    Line("total_steps", "gauge", "Steps that the run will take"),
+    Line("epoch", "gauge", "Epoch of the last report, 1-based", field="epoch"),
+    Line("num_classes", "gauge", "C; ln(C) is cross-entropy by chance", field="num_classes"),
+    Line("gate_threshold", "gauge", "Limit that the run's own config sets", ("gate",)),
+    Line(
+        "pair_coverage_ratio", "gauge", "Rows with a positive in the batch", field="pair_coverage"
+    ),
+    Line(
+        "pair_coverage_with_memory_ratio",
+        "gauge",
+        "Rows with a positive in the batch or in the memory",
+        field="pair_coverage_with_memory",
+    ),
+    Line(
+        "no_positive_rows_ratio",
+        "gauge",
+        "Rows without a positive in the batch",
+        field="rows_without_positive",
+    ),
+    Line("cross_entropy_nats", "gauge", "Unsmoothed cross-entropy, window mean", field="ce"),
+    Line(
+        "cross_entropy_by_kind_nats",
+        "gauge",
+        "The same, of the rows of one modality or of fused queries",
+        ("kind",),
+    ),
+    Line(
+        "cross_entropy_chance_ratio",
+        "gauge",
+        "Cross-entropy over ln(C); 1 is chance",
+        field="ce_fraction",
+    ),
+    Line(
+        "cross_entropy_fall_ratio",
+        "gauge",
+        "Fall since the first window, over ln(C)",
+        field="ce_fall",
+    ),
+    Line(
+        "cross_entropy_slope_nats_per_step",
+        "gauge",
+        "Trend over the window; negative is learning",
+        field="ce_slope",
+    ),
+    Line("top1_accuracy_ratio", "gauge", "Training top-1, window mean", field="top1"),
+    Line("sdm_loss_nats", "gauge", "SDM loss, 0 while off", field="sdm"),
+    Line("sdm_chance_nats", "gauge", "SDM loss of uniform similarities", field="sdm_chance"),
+    Line("sdm_weight", "gauge", "SDM weight as applied in the loss; 0 is off", field="sdm_weight"),
+    Line(
+        "sdm_weight_scheduled",
+        "gauge",
+        "SDM weight that the schedule asks for",
+        field="sdm_scheduled",
+    ),
+    Line("sdm_rows_used", "gauge", "Rows that entered SDM in the last step", field="sdm_rows"),
+    Line("classifier_weight_norm", "gauge", "L2 norm of the head", field="head_norm"),
+    Line("classifier_growth_ratio", "gauge", "Head norm over its start", field="head_growth"),
+    Line("classifier_grad_norm", "gauge", "L2 norm of the head's gradient", field="head_grad_norm"),
+    Line(
+        "classifier_moved_ratio",
+        "gauge",
+        "Change of the head since the last report over its norm",
+        field="head_moved",
+    ),
+    Line("classifier_learning_rate", "gauge", "Head learning rate in force", field="head_lr"),
+    Line("bn_feature_norm", "gauge", "Mean feature length after the neck", field="feature_norm"),
+    Line(
+        "bn_feature_norm_expected",
+        "gauge",
+        "Length that the config implies",
+        field="feature_norm_expected",
+    ),
+    Line("memory_rows", "gauge", "Filled rows of the cross-batch memory", field="memory_rows"),
+    Line("memory_age_steps", "gauge", "Age of the oldest memory row", field="memory_age"),
+    Line(
+        "memory_hash_equal",
+        "gauge",
+        "1 while all ranks hold the same memory",
+        field="memory_equal",
+    ),
+    Line("images_per_second", "gauge", "Rows trained per second", field="images_per_second"),
+    Line(
+        "data_wait_ratio",
+        "gauge",
+        "Share of the step time spent waiting for data",
+        field="data_wait_share",
+    ),
+    Line("gate_state", "gauge", "0 pending, 1 go, 2 no-go, 3 paused", ("gate",)),
+    Line(
+        "gate_decision_timestamp_seconds",
+        "gauge",
+        "Unix time of the last such decision",
+        ("gate", "decision"),
+    ),
+    Line("gate_decisions_total", "counter", "Decisions taken", ("gate", "decision")),
+    Line("restarts_total", "counter", "Times the workers were started again after a loss"),
+)
+BY_NAME: Mapping[str, Line] = {line.name: line for line in LINES}
+
+GATES = (
+    "go",
+    "learning",
+    "hold",
+    "settled",
+    "min_fall",
+    "coverage",
+    "min_grad",
+    "min_head_growth",
+)
+"""Settings of the policy that are limits."""
+
+_VERDICT_GATE = "verdict"
+_STATES = {"WAIT": 0, "GO": 1, "HOLD": 1, "RAISE": 1, "ROLLBACK": 1, "NO_GO": 2, "PAUSE": 3}
+
+
+def health_values(report: HealthReport) -> Values:
+    """Every line that shows a health line."""
+    values: Values = {
+        line.name: {(): float(getattr(report, line.field))} for line in LINES if line.field
+    }
+    values["cross_entropy_by_kind_nats"] = {
+        (kind,): float(ce) for kind, ce in report.ce_by_kind.items()
+    }
+    return values
+
+
+def threshold_values(policy: PolicyConfig) -> Values:
+    """The limits of the verdict; gates are named as in the config."""
+    return {"gate_threshold": {(gate,): float(getattr(policy, gate)) for gate in GATES}}
+
+
+class TrialSeries:
+    """One trial's snapshot, kept by the driver from what it hears. Times are Unix seconds."""
+
+    def __init__(self, policy: PolicyConfig) -> None:
+        self._values: Values = {
+            "running": {(): 1.0},
+            "gate_state": {(_VERDICT_GATE,): 0.0},
+            "restarts_total": {(): 0.0},
+            **threshold_values(policy),
+        }
+
+    @property
+    def values(self) -> Values:
+        """The full snapshot."""
+        return {name: dict(samples) for name, samples in self._values.items()}
+
+    def step(self, step: int, total: int, now: float) -> None:
+        self._values["global_step"] = {(): float(step)}
+        self._values["total_steps"] = {(): float(total)}
+        self._values["heartbeat_timestamp_seconds"] = {(): now}
+
+    def health(self, report: HealthReport) -> None:
+        self._values.update(health_values(report))
+
+    def decision(self, verdict: Verdict | str, now: float) -> None:
+        """Counts a decision; its time is that of the last of its kind."""
+        key = (_VERDICT_GATE, str(verdict))
+        self._values["gate_state"] = {(_VERDICT_GATE,): float(_STATES[str(verdict)])}
+        self._values.setdefault("gate_decision_timestamp_seconds", {})[key] = now
+        counts = self._values.setdefault("gate_decisions_total", {})
+        counts[key] = counts.get(key, 0.0) + 1.0
+
+    def restart(self) -> None:
+        self._values["restarts_total"][()] += 1.0
+
+
+def checked(values: Mapping[str, Mapping[Any, float]]) -> Values:
+    """`values` as a snapshot.
+
+    Raises:
+        KeyError: a name is not in the table, so that no series appears that no panel can know.
+        ValueError: a sample has too few or too many label values.
+    """
+    result: Values = {}
+    for name, samples in values.items():
+        labels = BY_NAME[name].labels
+        for key in samples:
+            if len(key) != len(labels):
+                raise ValueError(f"{name} has the labels {labels}, found the values {key}")
+        result[name] = {tuple(key): float(value) for key, value in samples.items()}
+    return result

@@ -1,0 +1,147 @@
+"""Log lines for people: the documents' own formats, as pure functions, and where they go."""
+
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from service.health import HealthReport
+
+LOGGER = "crossreid"
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
+_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+
+
+def start_lines(event: Mapping[str, Any]) -> list[str]:
+    """What a run will do, before its first step: the sampler's plan and the calendar."""
+    calendar = [f"[plan] {line}" for line in event["schedule"]]
+    return [f"[sampler] {event['plan']}", *calendar]
+
+
+def sdm_line(epoch: int, weight: float, reason: str = "") -> str:
+    """The SDM weight at the start of an epoch, as applied."""
+    because = f" reason={reason}" if reason else ""
+    return f"[sdm] epoch={epoch} weight={weight:.3f} use_sdm={weight > 0}{because}"
+
+
+def head_line(weight_norm: float, grad_norm: float, lr: float) -> str:
+    return f"head |w|={weight_norm:.4f} |g|={grad_norm:.4f} lr={lr:g}"
+
+
+def coverage_line(pair_coverage: float) -> str:
+    return f"[dbg] pair_coverage_mavg={pair_coverage:.3f}"
+
+
+def unpaired_line(step: int, rows: int, of: int) -> str:
+    """One batch's rows without a positive."""
+    return f"[sampler] step={step} no positive: {rows} of {of} rows ({rows / of:.1%})"
+
+
+def directive_line(step: int, directive: Mapping[str, Any]) -> str:
+    """A directive as applied; `directive` is `Directive.to_dict()`."""
+    values = {name: directive[name] for name in ("sdm_weight", "head_lr")}
+    asked = [f"{name}={value:g}" for name, value in values.items() if value is not None]
+    asked += ["stop"] * bool(directive["stop"])
+    return f"[control] step={step} {' '.join(asked)}: {directive['reason']}"
+
+
+def top1_line(top1: float) -> str:
+    return f"top1={top1:.2%}"
+
+
+def ce_line(report: HealthReport) -> str:
+    chance = math.log(report.num_classes)
+    return (
+        f"ce={report.ce:.4f} chance={chance:.4f} ce/chance={report.ce_fraction:.3f} "
+        f"slope={report.ce_slope:+.2e}"
+    )
+
+
+def health_lines(report: HealthReport) -> list[str]:
+    """The lines of one report, in reading order."""
+    where = f"step={report.step}/{report.total_steps} epoch={report.epoch}"
+    lines = [
+        f"{where} {ce_line(report)} {top1_line(report.top1)}",
+        head_line(report.head_norm, report.head_grad_norm, report.head_lr),
+        coverage_line(report.pair_coverage),
+    ]
+    if report.sdm_weight > 0:
+        lines.append(
+            f"[sdm] loss={report.sdm:.3f} chance={report.sdm_chance:.3f} "
+            f"rows={report.sdm_rows:g} memory={report.memory_rows}"
+        )
+    return lines
+
+
+def decision_line(decision: Mapping[str, Any]) -> str:
+    """A decision in one line; `decision` is `Decision.to_dict()`."""
+    parts = [f"[verdict] step={decision['step']} {decision['verdict']}"]
+    if decision.get("words"):
+        parts.append(decision["words"])
+    if decision.get("reason"):
+        parts.append(decision["reason"])
+    actions = [a for a in decision.get("actions", ()) if a["name"] != "stop"]
+    acts = [f"{action['name']}={action['value']:g}" for action in actions]
+    return ": ".join(parts) + (f" [{', '.join(acts)}]" if acts else "")
+
+
+def verdict_line(verdict: str, words: str, remedy: str) -> str:
+    """How a run ended: `NO_GO: <cause> - <remedy>`, or the verdict alone."""
+    line = f"{verdict}: {words}" if words else verdict
+    return f"{line} - {remedy}" if remedy else line
+
+
+def numbers_line(line: Mapping[str, Any]) -> str:
+    """The loop's newest numbers; empty before the first report."""
+    if not line:
+        return ""
+    sdm = f"  SDM w={line['sdm_weight']:.1f}" if line["sdm_weight"] > 0 else ""
+    return (
+        f"CE/lnC {line['ce_fraction']:.3f}  top-1 {line['top1']:.1%}{sdm}  "
+        f"{line['images_per_second']:.0f} img/s  {line['verdict']}"
+    )
+
+
+def progress_line(step: int, total: int, line: Mapping[str, Any], eta_s: float | None) -> str:
+    """Where a run stands, for a screen that is not a terminal."""
+    eta = "" if eta_s is None else f"ETA {duration(eta_s)}"
+    return "  ".join(part for part in (f"step {step}/{total}", numbers_line(line), eta) if part)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42s, 3m05s or 2h07m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def redacted(text: str, environ: Mapping[str, str] | None = None) -> str:
+    """`text` without the values of secret environment variables and without logins in URLs."""
+    values = os.environ if environ is None else environ
+    for name, value in values.items():
+        if _SECRET_NAME.search(name) and len(value) >= 6:
+            text = text.replace(value, f"<{name}>")
+    return _LOGIN.sub("<login>", text)
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def setup_logging(level: int = logging.INFO) -> logging.Logger:
+    """The product's logger, writing to standard error; calling it again changes only the level."""
+    logger = logging.getLogger(LOGGER)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Redacting("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(level)
+    return logger

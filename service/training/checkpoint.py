@@ -1,0 +1,161 @@
+"""Checkpoints: the whole train state in one folder, complete or not there.
+
+    <run dir>/checkpoint_00000200/state.pt, manifest.json
+
+The manifest is written last and carries size and sha256, so a folder without a fitting one is an
+unfinished write. Loading is weights-only: a checkpoint cannot run code.
+"""
+
+import copy
+import hashlib
+import io
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from service.errors import CheckpointError
+
+SCHEMA = 1
+PREFIX = "checkpoint_"
+
+State = dict[str, Any]
+
+
+def snapshot(value: Any) -> Any:
+    """A copy of nested containers whose tensors lie on the CPU and share nothing with training."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return copy.copy(value)
+
+
+def write_checkpoint(run_dir: Path, state: State, *, step: int, fingerprint: str) -> Path:
+    """Writes `state` as the checkpoint of `step`; the folder appears whole or not at all.
+
+    Raises:
+        CheckpointError: if the store refuses the write.
+    """
+    target = run_dir / f"{PREFIX}{step:08d}"
+    partial = run_dir / f".{target.name}.partial"
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    manifest = {
+        "schema": SCHEMA,
+        "step": step,
+        "config_fingerprint": fingerprint,
+        "files": {"state.pt": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+    }
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(partial / "state.pt", data)
+        _write(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write checkpoint {target}: {error}; free space or change run.storage, then "
+            "resume the run"
+        ) from error
+    return target
+
+
+def read_checkpoint(folder: Path, *, fingerprint: str | None = None) -> State:
+    """The state in `folder`, after checking schema, config, size and hash.
+
+    Raises:
+        CheckpointError: naming what is missing, damaged or different.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder} has no readable manifest.json: {error}") from error
+    if manifest.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{folder} has schema {manifest.get('schema')}, this version reads {SCHEMA}"
+        )
+    if fingerprint is not None and manifest["config_fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{folder} was written with config {manifest['config_fingerprint']}, this run has "
+            f"{fingerprint}; resume with the run's own config.yaml"
+        )
+    expected = manifest["files"]["state.pt"]
+    try:
+        data = (folder / "state.pt").read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder} lacks state.pt: {error}") from error
+    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise CheckpointError(
+            f"{folder}/state.pt is damaged: {len(data)} bytes, expected {expected['bytes']} with "
+            "the sha256 of its manifest; delete the folder to resume from an older one"
+        )
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoint folders, oldest first."""
+    found = run_dir.glob(f"{PREFIX}*/manifest.json")
+    return sorted(path.parent for path in found)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix(PREFIX))
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one at a time, and keeps the newest `keep`.
+
+    An error of the thread is raised by the next `write` or by `close`.
+    """
+
+    def __init__(self, run_dir: Path, *, fingerprint: str, keep: int) -> None:
+        self._run_dir = run_dir
+        self._fingerprint = fingerprint
+        self._keep = keep
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+
+    def write(self, state: State, step: int) -> None:
+        """Takes a snapshot now, waits for the last write, and writes in the background."""
+        taken = snapshot(state)
+        self._wait()
+        self._thread = threading.Thread(target=self._run, args=(taken, step), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Waits until the last checkpoint is on disk."""
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self, state: State, step: int) -> None:
+        try:
+            write_checkpoint(self._run_dir, state, step=step, fingerprint=self._fingerprint)
+            for old in checkpoints(self._run_dir)[: -self._keep]:
+                shutil.rmtree(old)
+        except CheckpointError as error:
+            self._error = error
+        except OSError as error:
+            self._error = CheckpointError(f"cannot remove an old checkpoint: {error}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

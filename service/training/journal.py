@@ -1,0 +1,63 @@
+"""The run's journal: one JSON line an event, append-only, the record that outlives every process.
+
+A resumed run writes under the next attempt number. What an earlier attempt wrote past the resumed
+checkpoint is superseded: `effective` leaves it out.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+FILE_NAME = "journal.jsonl"
+
+
+class Journal:
+    """Appends events of one attempt; each line is on disk before `append` returns."""
+
+    def __init__(self, run_dir: Path, attempt: int) -> None:
+        path = run_dir / FILE_NAME
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a", encoding="utf-8")
+        self._attempt = attempt
+        if torn:
+            self._file.write("\n")
+
+    def append(self, event: Event) -> None:
+        line = json.dumps({"attempt": self._attempt, **event}, ensure_ascii=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_journal(run_dir: Path) -> list[Event]:
+    """Every whole line, oldest first; a line cut off by a crash is left out."""
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return []
+    events: list[Event] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+def last_attempt(events: Iterable[Event]) -> int:
+    """The highest attempt number, 0 before the first."""
+    return max((event["attempt"] for event in events), default=0)
+
+
+def effective(events: Iterable[Event]) -> list[Event]:
+    """The events that count: each attempt's, up to the step at which a later one resumed."""
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "start":
+            kept = [e for e in kept if e.get("step", 0) <= event["step"]]
+        kept.append(event)
+    return kept

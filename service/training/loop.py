@@ -1,0 +1,435 @@
+"""The training loop: one process a rank, the same under Ray, torchrun or alone.
+
+    plan -> loader -> model -> objective -> health -> decide -> act
+
+Rank and world come in as a value; Ray is not known here. Whatever a rank finds out alone (a broken
+record, a directive) is agreed by all ranks before anybody acts on it.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from service.config import Config
+from service.data.layout import Batch
+from service.data.records import Records
+from service.distributed import Distributed
+from service.errors import CrossReidError, DataError, NonFiniteError
+from service.evaluation.evaluator import evaluate
+from service.gonogo import Decision, Directive, Rules, Verdict, decide
+from service.health import Gauges, HealthReport
+from service.losses.objective import NUM_KINDS, LossTerms, SdmWeight, StepRows, objective
+from service.losses.pairs import Pairs
+from service.modality import Modality
+from service.training.checkpoint import CheckpointWriter, checkpoints, read_checkpoint
+from service.training.ending import ending, health_facts
+from service.training.journal import Journal, effective, last_attempt, read_journal
+from service.training.meters import StepMeter
+from service.training.optim import LaggedFlag, guard, learning_rates, set_rates
+from service.training.parts import build_parts, step_seed, to_inputs
+from service.training.ports import Outcome, Ports
+from service.training.state import Progress
+
+Event = dict[str, Any]
+
+
+def train(config: Config, run_dir: Path, world: Distributed, ports: Ports) -> Outcome:
+    """Trains, judges and evaluates one run in `run_dir`, from its newest checkpoint if it has one.
+
+    Every rank of `world` must call it with the same config. Nothing in `run_dir` is written by
+    another rank than 0.
+
+    Raises:
+        CrossReidError: on all ranks together, for a mistake in config, data or numbers.
+    """
+    trainer = Trainer(config, run_dir, world, ports)
+    try:
+        return trainer.run()
+    except CrossReidError as error:
+        trainer.emit({"event": "error", "kind": type(error).__name__, "message": str(error)})
+        raise
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One run on one rank: its parts, and the progress that changes from step to step."""
+
+    def __init__(self, config: Config, run_dir: Path, world: Distributed, ports: Ports) -> None:
+        self.config, self.run_dir, self.world, self.ports = config, run_dir, world, ports
+        self.parts = build_parts(config, world)
+        self.schedule = self.parts.schedule
+        self.rules = Rules.of(config)
+        self.flag = LaggedFlag(world.device)
+        self.meter = StepMeter(config.loss.sdm.form)
+        self.writer = CheckpointWriter(
+            run_dir, fingerprint=config.fingerprint(), keep=config.train.keep_checkpoints
+        )
+        self.progress = Progress()
+        self.pending: list[Directive] = []
+        self.stopped: Directive | None = None
+        self.newest: HealthReport | None = None
+        self.decision: Decision | None = None
+        self.journal: Journal | None = None
+        self.head_before = torch.empty(0)
+        self.began = time.monotonic()
+
+    def run(self) -> Outcome:
+        self._resume()
+        self._emit_start()
+        self.head_before = self.parts.model.classifier.weight.detach().clone()
+        self.parts.health.start(float(self.head_before.norm()))
+        self.parts.model.train()
+        for batch, waited_s in self._batches():
+            self._step(batch, waited_s)
+        self._checkpoint()
+        self.writer.close()
+        return self._finish()
+
+    def emit(self, event: Event) -> None:
+        """Writes a journal line and tells the outside; rank 0 only, the others do nothing."""
+        if self.world.rank == 0 and self.journal is not None:
+            self.journal.append(event)
+            self.ports.event(event)
+
+    def close(self) -> None:
+        """Waits for the checkpoint being written, also after an error."""
+        try:
+            self.writer.close()
+        finally:
+            if self.journal is not None:
+                self.journal.close()
+
+    # -- before the first step ---------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Takes over the newest complete checkpoint, and replays directives given after it."""
+        found, past = self.world.broadcast_object(
+            ([str(p) for p in checkpoints(self.run_dir)], read_journal(self.run_dir))
+        )
+        if found:
+            state = read_checkpoint(Path(found[-1]), fingerprint=self.config.fingerprint())
+            parts = self.parts
+            parts.model.load_state_dict(state["model"])
+            parts.optimizer.load_state_dict(state["optimizer"])
+            parts.health.load_state_dict(state["health"])
+            if parts.memory is not None:
+                parts.memory.load_state_dict(state["memory"])
+            self.progress = Progress.from_dict(state["progress"])
+        self.pending = [
+            replace(Directive.from_dict(event["directive"]), apply_at_step=event["step"] + 1)
+            for event in effective(past)
+            if event["event"] == "directive" and event["step"] >= self.progress.step
+        ]
+        if self.world.rank == 0:
+            self.journal = Journal(self.run_dir, last_attempt(past) + 1)
+
+    def _emit_start(self) -> None:
+        parts = self.parts
+        num_classes = parts.records.num_classes
+        self.emit(
+            {
+                "event": "start",
+                "step": self.progress.step,
+                "world_size": self.world.world,
+                "num_classes": num_classes,
+                "config_fingerprint": self.config.fingerprint(),
+                "precision": self.config.train.precision,
+                "plan": parts.plan.stats.text(),
+                "trainable": {n: len(p) for n, p in parts.model.parameter_groups().items()},
+                "schedule": self.schedule.preview(num_classes),
+            }
+        )
+
+    # -- batches, agreed on ------------------------------------------------------------------
+
+    def _batches(self) -> Iterator[tuple[Batch, float]]:
+        """Batches from the next step on, each agreed on by all ranks, with the seconds that it was
+        waited for; ends with the run, a NO_GO or a stop."""
+        while not self._is_over():
+            epoch = self.schedule.epoch(self.progress.step + 1)
+            batches = self.parts.loader.epoch(
+                epoch, self.progress.step % self.schedule.steps_per_epoch
+            )
+            self._emit_epoch(epoch)
+            try:
+                while not self._is_over() and self.schedule.epoch(self.progress.step + 1) == epoch:
+                    begin = time.perf_counter()
+                    batch, error = _next_batch(batches)
+                    waited_s = time.perf_counter() - begin
+                    self._agree(error)
+                    if self.stopped or batch is None:
+                        return
+                    yield batch, waited_s
+            finally:
+                batches.close()
+
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.schedule.total or self.stopped is not None or self._no_go
+
+    @property
+    def _no_go(self) -> bool:
+        return self.progress.policy.verdict is Verdict.NO_GO
+
+    def _emit_epoch(self, epoch: int) -> None:
+        sdm = self.progress.sdm
+        self.emit(
+            {
+                "event": "epoch",
+                "epoch": epoch,
+                "step": self.progress.step,
+                "sdm_weight": sdm.weight,
+                "use_sdm": sdm.active,
+                "sdm_reason": sdm.reason,
+                "head_lr": self.progress.head.lr(self.config.optim.head_lr),
+            }
+        )
+
+    def _agree(self, error: CrossReidError | None) -> None:
+        """One small message a step: does any rank have an error, has rank 0 a directive."""
+        directive = self.ports.poll(self.progress.directive) if self.world.rank == 0 else None
+        number = directive.number if directive else 0
+        failed, newest = self.world.agree([float(error is not None), float(number)])
+        if failed:
+            texts = [t for t in self.world.gather_objects(str(error) if error else "") if t]
+            raise DataError(texts[0])
+        if newest > self.progress.directive:
+            shared = self.world.broadcast_object(directive.to_dict() if directive else None)
+            if shared is not None:
+                self.pending.append(Directive.from_dict(shared))
+        self._obey()
+
+    def _obey(self) -> None:
+        """Applies the directives that are due before the next step, in order of number."""
+        step = self.progress.step
+        due = [d for d in self.pending if d.apply_at_step <= step + 1]
+        self.pending = [d for d in self.pending if d.apply_at_step > step + 1]
+        for directive in sorted(due, key=lambda d: d.number):
+            if directive.number <= self.progress.directive:
+                continue
+            self.progress.directive = directive.number
+            if directive.sdm_weight is not None:
+                self.progress.sdm = SdmWeight(directive.sdm_weight, directive.reason)
+            if directive.head_lr is not None:
+                self.progress.head = replace(self.progress.head, override=directive.head_lr)
+            if directive.stop:
+                self.stopped = directive
+            self.emit({"event": "directive", "step": step, "directive": directive.to_dict()})
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def _step(self, batch: Batch, waited_s: float) -> None:
+        begin = time.perf_counter()
+        config, parts, optimizer = self.config, self.parts, self.parts.optimizer
+        step = self.progress.step + 1
+        rates = learning_rates(step, self.schedule.total, self.progress.head, config.optim)
+        set_rates(optimizer, rates)
+        torch.manual_seed(step_seed(config.run.seed, step, self.world.rank))
+
+        terms, vis = self._forward(batch)
+        terms.total.backward()
+        guard(optimizer, config.optim.clip_norm)
+        self.flag.push(optimizer.found_inf)  # type: ignore[attr-defined]  # see build_optimizer
+        head_grad = self._head_grad() if self.schedule.is_report(step) else 0.0
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if parts.memory is not None:
+            layout, is_vis = batch.layout, batch.layout.kind == Modality.VIS
+            parts.memory.push(vis, torch.from_numpy(layout.class_index[is_vis]), step)
+        self.progress.step = step
+        self._check_finite(self.flag.raised())
+
+        counts = np.bincount(batch.layout.kind, minlength=NUM_KINDS)
+        seconds = time.perf_counter() - begin + waited_s
+        self.meter.add(step, terms, tuple(counts.tolist()), seconds=seconds, data_wait_s=waited_s)
+        self._emit_unpaired(batch, terms.pairs)
+        self._after_step(step, terms, head_grad)
+
+    def _forward(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
+        """The loss terms, and the global VIS rows for the memory."""
+        config, parts, device = self.config, self.parts, self.world.device
+        kept = parts.memory.held_classes().numpy() if parts.memory else np.empty(0, np.int64)
+        rows = StepRows.of(batch.layout, device)
+        half = config.train.precision == "bf16"
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            out = parts.wrapped(to_inputs(batch, parts.model, config, device))
+        terms = objective(
+            rows=out.rows,
+            gathered=out.gathered,
+            after_neck=out.after_neck,
+            logits=out.logits,
+            step=rows,
+            pairs=Pairs.of(batch.layout, kept),
+            memory=parts.memory,
+            weight=self.progress.sdm,
+            config=config.loss,
+            world=self.world.world,
+        )
+        return terms, out.gathered.detach().index_select(0, rows.vis)
+
+    def _head_grad(self) -> float:
+        grad = self.parts.model.classifier.weight.grad
+        return 0.0 if grad is None else float(grad.float().norm())
+
+    def _check_finite(self, raised: bool) -> None:
+        """The gradients are equal on all ranks, so all of them raise here together."""
+        if raised:
+            raise NonFiniteError(
+                f"the gradient became NaN or infinite at step {self.progress.step} or the one "
+                "before; no parameter was changed by it. --resume goes on from the newest "
+                "checkpoint; lower the learning rates, set optim.clip_norm=1.0, or use "
+                "train.precision=fp32"
+            )
+
+    def _emit_unpaired(self, batch: Batch, pairs: Pairs) -> None:
+        """One line for a batch with unpaired rows; who was in it at each detail period."""
+        if not pairs.unpaired:
+            return
+        step = self.progress.step
+        event: Event = {"event": "unpaired", "step": step, "rows": pairs.unpaired}
+        event["of"] = pairs.single
+        if step % self.config.log.detail_every == 0:
+            event["classes"] = sorted(set(batch.layout.class_index.tolist()))
+        self.emit(event)
+
+    # -- after a step ------------------------------------------------------------------------
+
+    def _after_step(self, step: int, terms: LossTerms, head_grad: float) -> None:
+        schedule = self.schedule
+        if schedule.is_flush(step):
+            self._check_finite(self.flag.raised(wait=True))
+            self.parts.health.add(self.meter.flush(self.world))
+        if schedule.is_report(step):
+            self._report(step, terms, head_grad)
+        if schedule.is_checkpoint(step) and step < schedule.total:
+            self._checkpoint()
+        if self.world.rank == 0:
+            self.ports.progress(step, schedule.total, self._lines())
+
+    def _report(self, step: int, terms: LossTerms, head_grad: float) -> None:
+        report = self.parts.health.report(
+            step=step,
+            steps_per_epoch=self.schedule.steps_per_epoch,
+            total_steps=self.schedule.total,
+            gauges=self._gauges(step, terms, head_grad),
+        )
+        self.newest = report
+        self.emit({"event": "health", "step": step, "health": report.to_dict()})
+        if self.ports.decides:
+            self._decide(report)
+        if report.is_epoch_end:
+            gap = max(self.schedule.steps_per_epoch, self.config.loss.sdm.min_steps)
+            self.progress.head = self.progress.head.at_epoch_end(
+                self.config.optim.head_lr, epoch=report.epoch, step=step, min_gap=gap
+            )
+        self.ports.report(
+            {
+                "step": step,
+                "epoch": report.epoch,
+                "health": report.to_dict(),
+                "decision": self.decision.to_dict() if self.decision else None,
+                "directive": self.progress.directive,
+                "finished": self._no_go or report.is_last,
+            }
+        )
+
+    def _decide(self, report: HealthReport) -> None:
+        self.progress.policy, decision = decide(self.progress.policy, report, self.rules)
+        self.decision = decision
+        for action in decision.actions:
+            if action.name == "sdm_weight":
+                notch = f"notch {self.progress.policy.notch} of {len(self.rules.sdm.notches)}"
+                self.progress.sdm = SdmWeight(action.value, notch)
+        if decision.reason and not self.progress.sdm.active:
+            self.progress.sdm = SdmWeight(0.0, decision.reason)
+        self.emit({"event": "decision", **decision.to_dict()})
+
+    def _gauges(self, step: int, terms: LossTerms, head_grad: float) -> Gauges:
+        head = self.parts.model.classifier.weight.detach()
+        norm = float(head.norm())
+        moved = float((head - self.head_before).norm()) / max(norm, 1e-12)
+        self.head_before = head.clone()
+        memory = self.parts.memory
+        equal = memory is None or self.world.same(memory.fingerprint())
+        self.progress.memory_always_equal &= equal
+        return Gauges(
+            head_norm=norm,
+            head_grad_norm=head_grad,
+            head_moved=moved,
+            head_lr=self.progress.head.lr(self.config.optim.head_lr),
+            sdm_scheduled=self.progress.sdm.weight,
+            sdm_weight=terms.sdm_weight,
+            sdm_reason=self.progress.sdm.reason,
+            memory_rows=memory.rows if memory else 0,
+            memory_age=max(memory.ages(step), default=0) if memory else 0,
+            memory_equal=equal,
+        )
+
+    def _lines(self) -> Event:
+        """What a progress line shows."""
+        report = self.newest
+        if report is None:
+            return {}
+        return {
+            "verdict": str(self.decision.verdict if self.decision else Verdict.WAIT),
+            "ce_fraction": report.ce_fraction,
+            "top1": report.top1,
+            "sdm_weight": report.sdm_weight,
+            "images_per_second": report.images_per_second,
+        }
+
+    def _checkpoint(self) -> None:
+        """Rank 0 writes: every rank holds the same state."""
+        parts = self.parts
+        if self.world.rank != 0 or self.progress.step == 0:
+            return
+        state = {
+            "progress": self.progress.to_dict(),
+            "model": parts.model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "health": parts.health.state_dict(),
+            "memory": parts.memory.state_dict() if parts.memory else None,
+        }
+        self.writer.write(state, self.progress.step)
+        self.emit({"event": "checkpoint", "step": self.progress.step})
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _finish(self) -> Outcome:
+        outcome = ending(self.decision, self.stopped, self._facts())
+        if self.config.eval.after_training and outcome.verdict in (Verdict.GO, Verdict.WAIT):
+            test = Records.open(self.config.data.records, "test")
+            result = evaluate(self.parts.model, test, self.world, self.config.eval.batch_rows)
+            outcome.summary.update(result.to_summary())
+        outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
+        if self.world.rank == 0:
+            text = json.dumps(outcome.summary, indent=1, ensure_ascii=False)
+            (self.run_dir / "summary.json").write_text(text + "\n", encoding="utf-8")
+        self.emit({"event": "end", "step": self.progress.step, **outcome.to_dict()})
+        return outcome
+
+    def _facts(self) -> Event:
+        return {
+            "run_id": self.run_dir.name,
+            "steps": self.progress.step,
+            "world_size": self.world.world,
+            "num_classes": self.parts.records.num_classes,
+            "memory_hash_equal": self.progress.memory_always_equal,
+            **health_facts(self.newest),
+        }
+
+
+def _next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, CrossReidError | None]:
+    """The next batch, or the error that stands in its way."""
+    try:
+        return next(batches), None
+    except CrossReidError as error:
+        return None, error
+    except StopIteration:
+        return None, DataError("the loader ended before the epoch did; its length is wrong")

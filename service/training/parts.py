@@ -1,0 +1,106 @@
+"""The parts of a run on one rank, built from its config, and a batch made ready for the model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from service.config import Config
+from service.data.index import IdentityIndex
+from service.data.layout import FUSED, Batch
+from service.data.loader import Loader
+from service.data.records import Records
+from service.data.sampler import PKPlan
+from service.data.transforms import augment, draw, mask_tokens, normalise
+from service.distributed import Distributed
+from service.errors import DataError
+from service.health import Health
+from service.losses.memory import CrossBatchMemory
+from service.model.reid import CrossReID, Inputs
+from service.training.optim import build_optimizer
+from service.training.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run works with; `wrapped` is the model inside DDP, or itself at world 1."""
+
+    records: Records
+    plan: PKPlan
+    schedule: Schedule
+    loader: Loader
+    model: CrossReID
+    wrapped: nn.Module
+    optimizer: torch.optim.AdamW
+    memory: CrossBatchMemory | None
+    health: Health
+
+
+def build_parts(config: Config, world: Distributed) -> Parts:
+    """Opens the records and builds the rest, the same on every rank.
+
+    Raises:
+        CrossReidError: on all ranks, when data, config or model do not fit each other.
+    """
+    records = _open_records(config)
+    index = IdentityIndex.build(records.class_index, records.modality, records.num_classes)
+    plan = PKPlan(index, config.sampler, config.run.seed)
+    plan.check_world(world.world)
+    _require_same(world, "records", records.fingerprint)
+    _require_same(world, "config", config.fingerprint())
+    torch.manual_seed(config.run.seed)
+    model = CrossReID(config.model, records.num_classes, world.gather_rows).to(world.device)
+    memory = config.loss.memory
+    return Parts(
+        records=records,
+        plan=plan,
+        schedule=Schedule(config, plan.steps_per_epoch),
+        loader=Loader(records, plan, config.run.seed, world.rank, world.world, config.loader),
+        model=model,
+        wrapped=world.wrap(model),
+        optimizer=build_optimizer(model.parameter_groups(), config.optim),
+        memory=CrossBatchMemory(memory.steps, plan.max_vis_rows, model.backbone.dim, world.device)
+        if memory.enabled
+        else None,
+        health=Health(records.num_classes, config.policy.window, model.neck.expected_norm),
+    )
+
+
+def to_inputs(batch: Batch, model: CrossReID, config: Config, device: torch.device) -> Inputs:
+    """The batch on the device: augmented, normalised with the backbone's constants, laid out."""
+    backbone = model.backbone
+    draws = draw(batch, config.run.seed, config.augment)
+    images = augment(batch.images.to(device, non_blocking=True), draws, backbone.mean)
+    tokens = mask_tokens(batch.tokens.to(device, non_blocking=True), draws)
+    single = torch.from_numpy(np.flatnonzero(batch.layout.kind != FUSED))
+    return Inputs(
+        images=normalise(images, backbone.mean, backbone.std),
+        image_counts=batch.image_counts,
+        tokens=tokens.long(),
+        fused=batch.fused.to(device, non_blocking=True),
+        counts=batch.layout.counts,
+        single=single.to(device, non_blocking=True),
+    )
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed of its own for every step and rank, so that no generator state has to be saved."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _open_records(config: Config) -> Records:
+    records = Records.open(config.data.records, "train")
+    wanted = tuple(config.model.backbone.image_size)
+    if tuple(records.image_size) != wanted:
+        raise DataError(
+            f"{config.data.records} holds images of {records.image_size}, the model wants {wanted}"
+            "; ingest again with --size, or set model.backbone.image_size"
+        )
+    return records
+
+
+def _require_same(world: Distributed, what: str, fingerprint: str) -> None:
+    if not world.same(fingerprint):
+        found = world.gather_objects(fingerprint)
+        raise DataError(f"the ranks see different {what}: fingerprints {found}")

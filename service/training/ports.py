@@ -1,0 +1,50 @@
+"""What the training loop tells the outside and asks of it; the defaults do nothing."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from service.gonogo import Directive
+
+
+def _ignore(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """How a run is watched and steered.
+
+    report: called by every rank at each report step with {step, epoch, health, decision, directive,
+        finished}; it may be a barrier.
+    poll: rank 0, every step, must not block; gets the number of the last directive applied and
+        returns a newer one, or None.
+    progress: rank 0, every step: step, total steps, and the newest health lines.
+    event: rank 0, every journal line as it is written.
+    decides: False when a scheduler outside decides and the loop only obeys directives.
+    """
+
+    report: Callable[[dict[str, Any]], None] = _ignore
+    poll: Callable[[int], Directive | None] = _ignore
+    progress: Callable[[int, int, dict[str, Any]], None] = _ignore
+    event: Callable[[dict[str, Any]], None] = _ignore
+    decides: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    verdict: GO, NO_GO, or STOPPED when a directive ended it. cause, words, remedy: empty for GO.
+    exit_code: an `ExitCode` value. summary: what summary.json holds.
+    """
+
+    verdict: str
+    cause: str
+    words: str
+    remedy: str
+    exit_code: int
+    summary: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

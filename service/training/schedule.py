@@ -1,0 +1,82 @@
+"""When things happen in a run: due steps, and a preview of them all before training starts."""
+
+import math
+from dataclasses import dataclass
+
+from service.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The calendar of a run; steps are 1-based, and `total` is the last one."""
+
+    config: Config
+    steps_per_epoch: int
+
+    @property
+    def total(self) -> int:
+        whole = self.config.train.epochs * self.steps_per_epoch
+        return min(whole, self.config.train.max_steps or whole)
+
+    def epoch(self, step: int) -> int:
+        """1-based epoch of `step`."""
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def is_epoch_end(self, step: int) -> bool:
+        return step % self.steps_per_epoch == 0
+
+    def is_report(self, step: int) -> bool:
+        """Health is judged: at its period, at every look, at an epoch's end, and at the end."""
+        policy = self.config.policy
+        looks = (policy.first_look, policy.no_go_from, policy.final_look, policy.undecided_until)
+        return (
+            step % self.config.log.health_every == 0
+            or step in looks
+            or self.is_epoch_end(step)
+            or step == self.total
+        )
+
+    def is_checkpoint(self, step: int) -> bool:
+        return step % self.config.train.checkpoint_every == 0 or step == self.total
+
+    def is_log(self, step: int) -> bool:
+        return step % self.config.log.every == 0
+
+    def is_flush(self, step: int) -> bool:
+        """The device is asked for its measurements."""
+        return self.is_report(step) or self.is_checkpoint(step) or self.is_log(step)
+
+    def preview(self, num_classes: int) -> list[str]:
+        """What will happen when, one line each, before the first step."""
+        config, policy = self.config, self.config.policy
+        sdm = config.loss.sdm
+        head = ", ".join(f"{e.lr:g} from epoch {e.epoch}" for e in config.optim.head_lr)
+        lines = [
+            f"{self.total} steps, {self.steps_per_epoch} an epoch, "
+            f"{math.ceil(self.total / self.steps_per_epoch)} epochs; "
+            f"chance CE is ln {num_classes} = {math.log(num_classes):.3f}",
+            f"verdict: first look at step {policy.first_look}, No-Go line from "
+            f"{policy.no_go_from}, final look at {min(policy.final_look, self.total)}",
+            f"head learning rate: {head}",
+        ]
+        if sdm.enabled:
+            start = self._sdm_start()
+            weights = ", ".join(f"{w:g}" for w in sdm.notches)
+            lines.append(
+                f"SDM ({sdm.form}) can start at step {start} with weights {weights}"
+                if start <= self.total
+                else f"SDM cannot start: its first step would be {start}, after the run's end"
+            )
+        else:
+            lines.append("SDM is off (loss.sdm.enabled=false)")
+        lines.append(
+            f"checkpoint every {config.train.checkpoint_every} steps and at the end; evaluation "
+            + ("after training" if config.eval.after_training else "off")
+        )
+        return lines
+
+    def _sdm_start(self) -> int:
+        """The first step that may have SDM if the run is healthy from the first look on."""
+        policy, sdm, per_epoch = self.config.policy, self.config.loss.sdm, self.steps_per_epoch
+        earliest = max(policy.first_look, sdm.min_steps, (sdm.start_epoch - 1) * per_epoch)
+        return math.ceil(earliest / per_epoch) * per_epoch + 1

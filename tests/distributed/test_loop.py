@@ -1,0 +1,94 @@
+"""The whole loop on several ranks: one trajectory, one memory, one error."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.data import loader as loader_module
+from service.distributed import Distributed, launch
+from service.errors import DataError
+from service.training.journal import read_journal
+from service.training.loop import Trainer
+from service.training.ports import Ports
+from tests.small import make_records, small_config
+
+OVERRIDES = [
+    "train.max_steps=24",
+    "policy.first_look=8",
+    "policy.no_go_from=20",
+    "policy.final_look=24",
+    "policy.go=0.9999",
+    "policy.hold=0.99999",
+    "policy.learning=0.999",
+    "policy.min_fall=0",
+    "policy.min_grad=0",
+    "loss.sdm.min_steps=4",
+    "log.health_every=4",
+    "sampler.ids_per_batch=7",
+]
+"""Every line is so lax that SDM starts within a few steps."""
+
+
+def trained(world: Distributed, records: str, folder: str) -> dict[str, Any]:
+    """A short run; what this rank holds at its end."""
+    trainer = Trainer(small_config(Path(records), OVERRIDES), Path(folder), world, Ports())
+    outcome = trainer.run()
+    trainer.close()
+    assert trainer.parts.memory is not None
+    return {
+        "weights": trainer.parts.model.classifier.weight.detach().numpy(),
+        "memory": trainer.parts.memory.fingerprint(),
+        "summary": outcome.summary,
+    }
+
+
+def broken(world: Distributed, records: str, folder: str) -> str:
+    """Rank 1 cannot decode its third batch."""
+    decode, calls = loader_module.decode_rows, []
+
+    def fail_once(*args: Any) -> np.ndarray:
+        calls.append(1)
+        if world.rank == 1 and len(calls) == 3:
+            raise DataError("row 5 (vis/0001/x.jpg) is not a JPEG")
+        return decode(*args)
+
+    loader_module.decode_rows = fail_once
+    trainer = Trainer(small_config(Path(records), OVERRIDES), Path(folder), world, Ports())
+    try:
+        trainer.run()
+    except DataError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_records(tmp_path_factory.mktemp("small")))
+
+
+@pytest.mark.distributed
+def test_two_ranks_train_like_one(records: str, tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (alone,) = launch(trained, 1, records, str(tmp_path / "one"))
+    both = launch(trained, 2, records, str(tmp_path / "two"), timeout_s=120)
+    assert np.array_equal(both[0]["weights"], both[1]["weights"])
+    assert both[0]["memory"] == both[1]["memory"]
+    assert both[0]["summary"]["memory_hash_equal"] is True
+    assert both[0]["summary"]["sdm_weight"] > 0
+    np.testing.assert_allclose(both[0]["weights"], alone["weights"], rtol=0, atol=2e-3)
+    health = [
+        [e["health"] for e in read_journal(tmp_path / name) if e["event"] == "health"]
+        for name in ("one", "two")
+    ]
+    for a, b in zip(*health, strict=True):
+        for line in ("ce", "sdm", "sdm_rows", "head_norm", "feature_norm", "pair_coverage"):
+            assert a[line] == pytest.approx(b[line], rel=1e-3), (a["step"], line)
+
+
+@pytest.mark.distributed
+def test_an_error_on_one_rank_is_raised_on_all(records: str, tmp_path: Path):
+    messages = launch(broken, 2, records, str(tmp_path), timeout_s=60)
+    assert messages == ["row 5 (vis/0001/x.jpg) is not a JPEG"] * 2

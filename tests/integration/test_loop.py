@@ -1,0 +1,273 @@
+"""The plain loop, one process: a run is judged, steered, stopped and resumed as it should be."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from service.config import Config
+from service.distributed import Distributed
+from service.errors import DataError, ExitCode, NonFiniteError
+from service.gonogo import Directive
+from service.training import loop as loop_module
+from service.training import parts as parts_module
+from service.training.checkpoint import checkpoints, read_checkpoint, step_of
+from service.training.journal import read_journal
+from service.training.loop import train
+from service.training.ports import Outcome, Ports
+from tests.small import small_config
+
+Overrides = list[str]
+
+
+def run(config: Config, folder: Path, ports: Ports | None = None) -> Outcome:
+    folder.mkdir(exist_ok=True)
+    return train(config, folder, Distributed.single(), ports or Ports())
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return read_checkpoint(checkpoints(folder)[-1])
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit for bit, through nested containers."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [e for e in read_journal(folder) if e["event"] == name]
+
+
+def without_clock(value: Any) -> Any:
+    """A state with its wall-clock readings taken out."""
+    cut = json.loads(json.dumps(value["health"]))
+    for sample in cut["recent"]:
+        sample[10] = sample[11] = 0.0
+    return {**value, "health": cut}
+
+
+def test_a_healthy_run_ends_go_and_leaves_its_files(records: Path, tmp_path: Path):
+    config = small_config(records, ["eval.after_training=true"])
+    outcome = run(config, tmp_path / "run")
+    assert (outcome.verdict, outcome.exit_code) == ("GO", ExitCode.OK)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary == outcome.summary
+    assert summary["rows_without_positive"] == 0
+    assert summary["memory_hash_equal"] is True
+    assert summary["sdm_weight"] > 0
+    assert summary["sdm_rows_used"] > 0
+    assert summary["mAP"]["mean"] > summary["chance_mAP"]
+    assert len(summary["mAP"]) == 32 + 5
+    assert [step_of(p) for p in checkpoints(tmp_path / "run")] == [120]
+
+
+def test_sdm_starts_at_an_epoch_boundary_after_go_and_is_logged_as_applied(
+    records: Path, tmp_path: Path
+):
+    run(small_config(records), tmp_path)
+    health = [e["health"] for e in events(tmp_path, "health")]
+    per_epoch = health[0]["steps_per_epoch"]
+    raised = [e for e in events(tmp_path, "decision") if e["verdict"] == "RAISE"]
+    assert raised
+    assert raised[0]["step"] % per_epoch == 0
+    for line in health:
+        assert (line["sdm_weight"] > 0) == (line["step"] > raised[0]["step"])
+        assert line["sdm_weight"] == line["sdm_scheduled"] or line["step"] == raised[0]["step"]
+    epochs = events(tmp_path, "epoch")
+    assert [e["use_sdm"] for e in epochs] == [e["step"] >= raised[0]["step"] for e in epochs]
+    assert epochs[0]["sdm_reason"]
+
+
+def test_the_schedule_is_shown_before_the_first_step(records: Path, tmp_path: Path):
+    run(small_config(records, ["train.max_steps=2"]), tmp_path)
+    first = read_journal(tmp_path)[0]
+    assert first["event"] == "start"
+    assert any("SDM cannot start" in line for line in first["schedule"])
+    assert first["trainable"]["head"] == 1
+
+
+@pytest.mark.parametrize("cut", [7, 20, 41])
+def test_a_resumed_run_equals_the_straight_run_bit_for_bit(records: Path, tmp_path: Path, cut: int):
+    looks = ["policy.first_look=20", "policy.no_go_from=60", "policy.go=0.997", "policy.hold=0.999"]
+    lengths = ["train.max_steps=60", f"train.checkpoint_every={cut}", "train.keep_checkpoints=99"]
+    config = small_config(records, looks + lengths + ["policy.learning=0.99", "policy.min_fall=0"])
+    run(config, tmp_path / "straight")
+    interrupted = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "straight", interrupted)
+    for folder in checkpoints(interrupted):
+        if step_of(folder) != cut:
+            shutil.rmtree(folder)
+    run(config, interrupted)
+    assert events(interrupted, "start")[-1]["step"] == cut
+    straight, resumed = (without_clock(state(tmp_path / n)) for n in ("straight", "resumed"))
+    assert straight["progress"]["step"] == 60
+    assert straight["progress"]["sdm"]["weight"] > 0
+    for part in straight:
+        assert same(straight[part], resumed[part]), part
+
+
+def test_the_journal_of_two_equal_runs_is_equal_but_for_the_clock(records: Path, tmp_path: Path):
+    config = small_config(records, ["train.max_steps=40"])
+    for name in ("a", "b"):
+        run(config, tmp_path / name)
+    clocks = ("images_per_second", "data_wait_share")
+    first, second = (
+        [e["health"] for e in events(tmp_path / name, "health")] for name in ("a", "b")
+    )
+    assert first
+    for a, b in zip(first, second, strict=True):
+        assert {k: a[k] for k in a if k not in clocks} == {k: b[k] for k in b if k not in clocks}
+
+
+def faulty_optimizer(groups: dict[str, Any], config: Any) -> Any:
+    """An optimiser that forgot the head."""
+    optimizer = _build(groups, config)
+    optimizer.param_groups = [g for g in optimizer.param_groups if g["name"] != "head"]
+    return optimizer
+
+
+_build = parts_module.build_optimizer
+
+
+def test_a_head_rate_too_small_is_named(records: Path, tmp_path: Path):
+    outcome = run(small_config(records, ["optim.head_lr=1e-6"]), tmp_path)
+    assert (outcome.verdict, outcome.cause) == ("NO_GO", "head_lr_too_small")
+    assert outcome.exit_code == ExitCode.NO_GO
+    assert outcome.summary["steps"] == 80
+    assert "head" in outcome.words
+    assert "optim.head_lr" in outcome.remedy
+    assert not (tmp_path / "summary.json").read_text().count("mAP")
+
+
+def test_a_head_outside_the_optimiser_is_named(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(parts_module, "build_optimizer", faulty_optimizer)
+    outcome = run(small_config(records, ["optim.backbone_lr=1e-6"]), tmp_path)
+    assert (outcome.verdict, outcome.cause) == ("NO_GO", "head_not_in_optimizer")
+
+
+def test_a_head_without_gradient_is_named(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build = parts_module.CrossReID
+
+    def without_gradient(*args: Any) -> Any:
+        model = build(*args)
+        model.classifier.weight.register_hook(lambda grad: grad * 0)
+        return model
+
+    monkeypatch.setattr(parts_module, "CrossReID", without_gradient)
+    outcome = run(small_config(records), tmp_path)
+    assert (outcome.verdict, outcome.cause) == ("NO_GO", "no_gradient")
+
+
+def sending(*directives: Directive) -> Callable[[int], Directive | None]:
+    """A poll that offers each directive until it has been applied."""
+
+    def poll(applied: int) -> Directive | None:
+        return next((d for d in directives if d.number > applied), None)
+
+    return poll
+
+
+def test_directives_change_a_running_trial_and_are_applied_once(records: Path, tmp_path: Path):
+    polls = sending(
+        Directive(1, apply_at_step=11, sdm_weight=0.25, reason="rescaled"),
+        Directive(2, apply_at_step=21, head_lr=5e-4),
+    )
+    reports: list[dict[str, Any]] = []
+    ports = Ports(report=reports.append, poll=polls, decides=False)
+    outcome = run(small_config(records, ["train.max_steps=30"]), tmp_path, ports)
+    assert outcome.verdict == "WAIT"
+    applied = events(tmp_path, "directive")
+    assert [(e["step"], e["directive"]["number"]) for e in applied] == [(10, 1), (20, 2)]
+    by_step = {r["step"]: r for r in reports}
+    assert by_step[20]["health"]["sdm_weight"] == 0.25
+    assert by_step[30]["health"]["head_lr"] == 5e-4
+    assert by_step[30]["directive"] == 2
+    assert by_step[30]["decision"] is None
+    assert by_step[30]["finished"]
+
+
+def test_a_stop_directive_ends_the_run_with_a_checkpoint(records: Path, tmp_path: Path):
+    ports = Ports(poll=sending(Directive(1, stop=True, reason="NO_GO")), decides=False)
+    outcome = run(small_config(records), tmp_path, replace(ports, poll=_after(5, ports.poll)))
+    assert (outcome.verdict, outcome.words) == ("STOPPED", "NO_GO")
+    assert [step_of(p) for p in checkpoints(tmp_path)] == [outcome.summary["steps"]]
+
+
+def _after(polls: int, poll: Callable[[int], Any]) -> Callable[[int], Any]:
+    seen = 0
+
+    def late(applied: int) -> Any:
+        nonlocal seen
+        seen += 1
+        return poll(applied) if seen > polls else None
+
+    return late
+
+
+def test_directives_given_after_the_checkpoint_are_replayed_where_they_were_applied(
+    records: Path, tmp_path: Path
+):
+    overrides = ["train.max_steps=40", "train.checkpoint_every=10", "train.keep_checkpoints=99"]
+    config = small_config(records, overrides)
+    polls = sending(Directive(1, apply_at_step=26, sdm_weight=0.25, reason="rescaled"))
+    run(config, tmp_path / "straight", Ports(poll=polls, decides=False))
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "straight", resumed)
+    for folder in checkpoints(resumed):
+        if step_of(folder) > 20:
+            shutil.rmtree(folder)
+    run(config, resumed, Ports(decides=False))
+    straight, again = (without_clock(state(tmp_path / n)) for n in ("straight", "resumed"))
+    assert all(same(straight[part], again[part]) for part in straight)
+
+
+def test_a_non_finite_gradient_stops_the_run_before_it_changes_a_weight(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = small_config(records, ["train.checkpoint_every=10"])
+    made: list[Any] = []
+    prepare = loop_module.to_inputs
+
+    def poisoned(batch: Any, model: Any, *args: Any) -> Any:
+        inputs = prepare(batch, model, *args)
+        made.append(model)
+        if len(made) == 13:
+            inputs.images[0] = torch.nan
+            model.kept = {n: p.detach().clone() for n, p in model.named_parameters()}
+        return inputs
+
+    monkeypatch.setattr(loop_module, "to_inputs", poisoned)
+    with pytest.raises(NonFiniteError, match="step 13"):
+        run(config, tmp_path)
+    assert all(torch.equal(p, made[-1].kept[n]) for n, p in made[-1].named_parameters())
+    assert [step_of(p) for p in checkpoints(tmp_path)] == [10]
+    assert events(tmp_path, "error")[-1]["kind"] == "NonFiniteError"
+
+
+def test_records_of_another_size_are_refused(records: Path, tmp_path: Path):
+    config = small_config(records, ["model.backbone.image_size=[64, 32]"])
+    with pytest.raises(DataError, match=r"\(48, 24\).*\(64, 32\)"):
+        run(config, tmp_path)
+
+
+def test_bf16_runs_and_says_so(records: Path, tmp_path: Path):
+    config = small_config(records, ["train.precision=bf16", "train.max_steps=3"])
+    run(config, tmp_path)
+    assert read_journal(tmp_path)[0]["precision"] == "bf16"
+    dtype = {p.dtype for p in state(tmp_path)["model"].values()}
+    assert dtype == {torch.float32}

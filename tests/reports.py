@@ -1,0 +1,61 @@
+"""Health reports of a healthy run, to be worsened line by line."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from service.health import HealthReport
+
+NUM_CLASSES = 400
+LN_C = math.log(NUM_CLASSES)
+
+HEALTHY = HealthReport(
+    step=200,
+    epoch=1,
+    step_in_epoch=200,
+    steps_per_epoch=1863,
+    total_steps=100_000,
+    num_classes=NUM_CLASSES,
+    window=100,
+    ce=5.46,
+    ce_fraction=5.46 / LN_C,
+    ce_first=5.9,
+    ce_fall=(5.9 - 5.46) / LN_C,
+    ce_slope=-0.004,
+    ce_by_kind={"vis": 5.4, "text": 5.6},
+    top1=0.01,
+    pair_coverage=1.0,
+    pair_coverage_with_memory=1.0,
+    rows_without_positive=0.0,
+    sdm=0.0,
+    sdm_chance=0.0,
+    sdm_rows=0.0,
+    sdm_scheduled=0.0,
+    sdm_weight=0.0,
+    sdm_reason="",
+    head_norm=7.0,
+    head_growth=15.0,
+    head_grad_norm=0.08,
+    head_moved=0.02,
+    head_lr=1e-2,
+    feature_norm=8.0,
+    feature_norm_expected=8.0,
+    memory_rows=0,
+    memory_age=0,
+    memory_equal=True,
+    images_per_second=100.0,
+    data_wait_share=0.0,
+)
+
+
+def healthy(step: int, **changes: Any) -> HealthReport:
+    """A healthy report at `step`, which lies in its place in the epoch."""
+    per_epoch = changes.get("steps_per_epoch", HEALTHY.steps_per_epoch)
+    place = {"epoch": (step - 1) // per_epoch + 1, "step_in_epoch": (step - 1) % per_epoch + 1}
+    return replace(HEALTHY, step=step, **{**place, **changes})
+
+
+def stuck(step: int, **changes: Any) -> HealthReport:
+    """A report of a run whose head cannot move: cross-entropy stays at chance."""
+    still = {"ce": LN_C, "ce_fraction": 1.0, "ce_first": LN_C, "ce_fall": 0.0, "ce_slope": 0.0}
+    return healthy(step, **{**still, "head_growth": 1.05, **changes})

@@ -1,0 +1,180 @@
+"""The control plane's state, and the driver's monitor, without Ray."""
+
+from typing import Any
+
+import pytest
+
+from service.config import PolicyConfig
+from service.gonogo import Decision, Directive, Verdict
+from service.orchestration.control import ControlState, News
+from service.orchestration.monitor import Monitor
+from service.orchestration.progress import PlainProgress, Update
+from tests.reports import HEALTHY
+
+
+def directive(number: int, **values: Any) -> dict[str, Any]:
+    return Directive(number, **values).to_dict()
+
+
+def test_a_trial_gets_only_directives_above_the_one_it_applied():
+    state = ControlState()
+    assert state.get("a", 0) is None
+    state.put("a", directive(1, sdm_weight=0.1))
+    assert state.get("a", 0) == directive(1, sdm_weight=0.1)
+    assert state.get("a", 1) is None
+    assert state.get("b", 0) is None
+
+
+def test_older_and_repeated_directives_change_nothing():
+    state = ControlState()
+    state.put("a", directive(2, sdm_weight=0.3))
+    state.put("a", directive(1, sdm_weight=0.1))
+    state.put("a", directive(2, stop=True))
+    assert state.get("a", 0) == directive(2, sdm_weight=0.3)
+
+
+def test_the_driver_reads_echo_progress_and_each_event_once():
+    state = ControlState()
+    state.get("a", 3)
+    state.tell("a", {"step": 5})
+    state.report("a", {"n": 1})
+    state.report("a", {"n": 2})
+    life, found = state.read("", {})
+    assert found["a"] == (3, {"step": 5}, [(1, {"n": 1}), (2, {"n": 2})])
+    state.report("a", {"n": 3})
+    assert state.read(life, {"a": 2})[1]["a"][2] == [(3, {"n": 3})]
+
+
+def test_a_restarted_actor_gives_all_it_has():
+    first, second = ControlState(), ControlState()
+    life, _ = first.read("", {})
+    second.report("a", {"n": 1})
+    assert second.read(life, {"a": 7})[1]["a"][2] == [(1, {"n": 1})]
+
+
+def test_events_that_nobody_reads_do_not_pile_up():
+    state = ControlState()
+    for n in range(1000):
+        state.report("a", {"n": n})
+    events = state.read("", {})[1]["a"][2]
+    assert len(events) < 1000
+    assert events[-1] == (1000, {"n": 999})
+
+
+class FakeLease:
+    def __init__(self) -> None:
+        self.pushed: dict[str, dict[str, Any]] = {}
+        self.renewals = 0
+
+    def push(self, trial: str, values: dict[str, Any]) -> None:
+        self.pushed[trial] = values
+
+    def renew(self) -> None:
+        self.renewals += 1
+
+    def end(self, trial: str) -> None:
+        self.pushed.pop(trial)
+
+
+@pytest.fixture
+def lease() -> Any:
+    return FakeLease()
+
+
+def news(*events: dict[str, Any], step: int = 0, applied: int = 0) -> News:
+    line = {"verdict": "WAIT", "ce_fraction": 0.9}
+    progress = {"step": step, "total": 100, "line": line} if step else {}
+    return News("a", applied, progress, events)
+
+
+WORKERS = {"event": "workers", "placement_group": None}
+
+
+def test_health_and_decisions_reach_the_exporter_and_the_screen(lease: Any):
+    said: list[Update] = []
+    monitor = Monitor(PolicyConfig(), lease, said.append, now=lambda: 7.0)
+    decision = Decision(200, Verdict.GO).to_dict()
+    monitor.hear(
+        news(
+            WORKERS,
+            {"event": "health", "health": HEALTHY.to_dict()},
+            {"event": "decision", **decision},
+            {"event": "checkpoint", "step": 200},
+            step=200,
+            applied=4,
+        )
+    )
+    values = lease.pushed["a"]
+    assert values["cross_entropy_nats"] == {(): 5.46}
+    assert values["heartbeat_timestamp_seconds"] == {(): 7.0}
+    assert values["gate_decisions_total"] == {("verdict", "GO"): 1.0}
+    assert said[-1].messages[-1] == "[verdict] step=200 GO"
+    assert monitor.applied("a") == 4
+    assert monitor.has_started("a")
+
+
+def test_a_decision_is_said_once_until_it_changes(lease: Any):
+    said: list[Update] = []
+    monitor = Monitor(PolicyConfig(), lease, said.append)
+    for step in (200, 300):
+        monitor.hear(news({"event": "decision", **Decision(step, Verdict.GO).to_dict()}))
+    assert [len(update.messages) for update in said] == [1, 0]
+    assert lease.pushed["a"]["gate_decisions_total"]["verdict", "GO"] == 2
+
+
+def test_workers_that_start_again_are_counted_and_said(lease: Any):
+    said: list[Update] = []
+    monitor = Monitor(PolicyConfig(), lease, said.append)
+    monitor.hear(news(WORKERS))
+    monitor.hear(news(WORKERS))
+    assert said[-1].restarts == 1
+    assert "a worker was lost" in said[-1].messages[0]
+    assert lease.pushed["a"]["restarts_total"] == {(): 1.0}
+
+
+def test_a_schedulers_verdict_replaces_that_of_a_loop_that_does_not_decide(lease: Any):
+    said: list[Update] = []
+    monitor = Monitor(PolicyConfig(), lease, said.append)
+    monitor.decided("a", Decision(50, Verdict.GO))
+    monitor.hear(news(step=60))
+    assert said[-1].line["verdict"] == "GO"
+
+
+def test_the_lease_is_renewed_while_the_driver_looks(lease: Any):
+    clock = [0.0]
+    monitor = Monitor(PolicyConfig(), lease, now=lambda: clock[0])
+    reader: Any = type("Reader", (), {"read": lambda self: []})()
+    for clock[0] in (1.0, 10.0, 20.0, 30.0, 40.0):
+        monitor.look(reader)
+    assert lease.renewals == 2
+
+
+LINE = {
+    "verdict": "GO",
+    "ce_fraction": 0.5,
+    "top1": 0.25,
+    "sdm_weight": 0.1,
+    "images_per_second": 200.0,
+}
+
+
+def test_plain_progress_says_a_line_with_eta_every_few_seconds():
+    clock, lines = [0.0], list[str]()
+    show = PlainProgress(lines.append, every_s=5, clock=lambda: clock[0])
+    for second in range(11):
+        clock[0] = float(second)
+        show(Update("main", step=1 + 10 * second, total=101, line=LINE))
+    numbers = "CE/lnC 0.500  top-1 25.0%  SDM w=0.1  200 img/s  GO"
+    assert lines == [
+        f"step 1/101  {numbers}",
+        f"step 51/101  {numbers}  ETA 5s",
+        f"step 101/101  {numbers}  ETA 0s",
+    ]
+
+
+def test_plain_progress_says_nothing_new_while_no_step_is_made():
+    clock, lines = [0.0], list[str]()
+    show = PlainProgress(lines.append, every_s=5, clock=lambda: clock[0])
+    for clock[0] in (0.0, 10.0, 20.0):
+        show(Update("t1", step=3, total=10, messages=("hello",) if clock[0] == 0 else ()))
+    assert lines == ["t1  hello", "t1  step 3/10"]

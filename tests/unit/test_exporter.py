@@ -1,0 +1,154 @@
+"""The exporter's series over a real HTTP server on loopback, read with Prometheus' own parser."""
+
+import math
+import socket
+from collections.abc import Iterator
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from service.config import PolicyConfig
+from service.gonogo import Verdict
+from service.telemetry.exporter import Series, Server
+from service.telemetry.lines import LINES, PREFIX, TrialSeries
+from tests.reports import HEALTHY, LN_C, healthy
+
+
+class Scraped:
+    """A `Series` whose clock stands still, served on a free port."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.series = Series(clock=lambda: self.time)
+        self.server = Server(self.series, "127.0.0.1", 0)
+
+    def text(self) -> str:
+        with urlopen(self.server.address, timeout=5) as answer:
+            return answer.read().decode()
+
+    def samples(self, name: str) -> list[Sample]:
+        families = text_string_to_metric_families(self.text())
+        return [s for f in families for s in f.samples if s.name == PREFIX + name]
+
+    def value(self, name: str) -> float:
+        (sample,) = self.samples(name)
+        return sample.value
+
+
+@pytest.fixture
+def scraped() -> Iterator[Scraped]:
+    found = Scraped()
+    yield found
+    found.server.close()
+
+
+def trial() -> TrialSeries:
+    series = TrialSeries(PolicyConfig())
+    series.step(200, 1000, now=1e9)
+    series.health(HEALTHY)
+    series.decision(Verdict.GO, now=1e9)
+    return series
+
+
+def test_every_line_is_scraped_with_its_labels_kind_and_help(scraped: Scraped):
+    scraped.series.lease("r", 60)
+    scraped.series.push("r", "t", trial().values, 60)
+    families = {f.name: f for f in text_string_to_metric_families(scraped.text())}
+    for line in LINES:
+        family = families[
+            PREFIX + line.name.removesuffix("_total" if line.kind == "counter" else "")
+        ]
+        assert (family.type, family.documentation) == (line.kind, line.help)
+        for sample in family.samples:
+            assert set(sample.labels) == {"run", "trial", *line.labels}
+            assert (sample.labels["run"], sample.labels["trial"]) == ("r", "t")
+
+
+def test_the_values_are_those_of_the_report(scraped: Scraped):
+    scraped.series.lease("r", 60)
+    scraped.series.push("r", "t", trial().values, 60)
+    assert scraped.value("cross_entropy_nats") == 5.46
+    assert scraped.value("cross_entropy_chance_ratio") == pytest.approx(5.46 / LN_C)
+    assert scraped.value("global_step") == 200
+    assert scraped.value("memory_hash_equal") == 1
+    thresholds = {s.labels["gate"]: s.value for s in scraped.samples("gate_threshold")}
+    assert thresholds["go"] == PolicyConfig().go
+    assert thresholds["coverage"] == 0.85
+    kinds = {s.labels["kind"]: s.value for s in scraped.samples("cross_entropy_by_kind_nats")}
+    assert kinds == {"vis": 5.4, "text": 5.6}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_no_numbers_are_served_as_such(scraped: Scraped, value: float):
+    series = trial()
+    series.health(healthy(200, ce=value))
+    scraped.series.push("r", "t", series.values, 60)
+    assert scraped.value("cross_entropy_nats") == pytest.approx(value, nan_ok=True)
+
+
+def test_any_label_value_survives(scraped: Scraped):
+    name = 'a "quoted" \\ name\nof two lines {x="1"}'
+    scraped.series.push(name, "t", trial().values, 60)
+    (sample,) = scraped.samples("running")
+    assert sample.labels["run"] == name
+
+
+def test_an_ended_trial_stays_as_not_running_for_its_linger_time(scraped: Scraped):
+    scraped.series.lease("r", 1000)
+    scraped.series.push("r", "a", trial().values, 60)
+    scraped.series.push("r", "b", trial().values, 60)
+    scraped.series.end("r", "a")
+    scraped.time = 59.0
+    scraped.series.sweep()
+    assert {s.labels["trial"]: s.value for s in scraped.samples("running")} == {"a": 0, "b": 1}
+    scraped.time = 60.0
+    scraped.series.sweep()
+    assert {s.labels["trial"]: s.value for s in scraped.samples("running")} == {"b": 1}
+
+
+def test_a_driver_that_stops_renewing_loses_its_series(scraped: Scraped):
+    scraped.series.lease("dead", 60)
+    scraped.series.lease("alive", 60)
+    for run in ("dead", "alive"):
+        scraped.series.push(run, "t", trial().values, 30)
+    scraped.time = 50.0
+    scraped.series.lease("alive", 60)
+    scraped.time = 61.0
+    assert not scraped.series.sweep()
+    scraped.time = 92.0
+    assert not scraped.series.sweep()
+    assert {s.labels["run"] for s in scraped.samples("running")} == {"alive"}
+
+
+def test_nothing_is_left_only_after_the_last_lease_and_the_last_series(scraped: Scraped):
+    scraped.series.lease("r", 60)
+    scraped.series.push("r", "t", trial().values, 30)
+    assert not scraped.series.sweep()
+    scraped.series.release("r")
+    assert not scraped.series.sweep()
+    scraped.time = 30.0
+    assert scraped.series.sweep()
+
+
+def test_a_new_snapshot_of_an_ended_trial_brings_it_back(scraped: Scraped):
+    scraped.series.lease("r", 1000)
+    scraped.series.push("r", "t", trial().values, 10)
+    scraped.series.end("r", "t")
+    scraped.series.push("r", "t", trial().values, 10)
+    scraped.time = 20.0
+    scraped.series.sweep()
+    assert scraped.value("running") == 1
+
+
+def test_an_unknown_line_or_a_wrong_number_of_labels_is_refused(scraped: Scraped):
+    with pytest.raises(KeyError, match="nonsense"):
+        scraped.series.push("r", "t", {"nonsense": {(): 1.0}}, 60)
+    with pytest.raises(ValueError, match="gate_state has the labels"):
+        scraped.series.push("r", "t", {"gate_state": {(): 1.0}}, 60)
+
+
+def test_a_taken_port_is_an_os_error():
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        Server(Series(), "127.0.0.1", taken.getsockname()[1])

@@ -1,0 +1,234 @@
+"""The verdict: the documents' own story, row by row, and what must hold for any history."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.config import PolicyConfig, SdmConfig
+from service.gonogo import Cause, PolicyState, Rules, Verdict, decide
+from service.health import HealthReport
+
+C = 400
+LN_C = math.log(C)
+RULES = Rules(PolicyConfig(), SdmConfig())
+HEALTHY = HealthReport(
+    step=200,
+    epoch=1,
+    step_in_epoch=200,
+    steps_per_epoch=1863,
+    total_steps=100_000,
+    num_classes=C,
+    window=100,
+    ce=5.46,
+    ce_fraction=5.46 / LN_C,
+    ce_first=5.9,
+    ce_fall=(5.9 - 5.46) / LN_C,
+    ce_slope=-0.004,
+    ce_by_kind={},
+    top1=0.01,
+    pair_coverage=1.0,
+    pair_coverage_with_memory=1.0,
+    rows_without_positive=0.0,
+    sdm=0.0,
+    sdm_chance=0.0,
+    sdm_rows=0.0,
+    sdm_scheduled=0.0,
+    sdm_weight=0.0,
+    sdm_reason="",
+    head_norm=7.0,
+    head_growth=15.0,
+    head_grad_norm=0.08,
+    head_moved=0.02,
+    head_lr=1e-2,
+    feature_norm=8.0,
+    feature_norm_expected=8.0,
+    memory_rows=0,
+    memory_age=0,
+    memory_equal=True,
+    images_per_second=100.0,
+    data_wait_share=0.0,
+)
+STUCK = replace(
+    HEALTHY, ce=5.99, ce_fraction=1.0, ce_first=5.99, ce_fall=0.0, ce_slope=0.0, head_growth=1.05
+)
+
+
+def at(report: HealthReport, step: int, **changes: float) -> HealthReport:
+    per_epoch = int(changes.pop("steps_per_epoch", report.steps_per_epoch))
+    values = {
+        "step": step,
+        "epoch": (step - 1) // per_epoch + 1,
+        "step_in_epoch": (step - 1) % per_epoch + 1,
+        "steps_per_epoch": per_epoch,
+    }
+    if "ce" in changes:
+        values["ce_fraction"] = changes["ce"] / LN_C
+    return replace(report, **values, **changes)
+
+
+def verdicts(*reports: HealthReport, rules: Rules = RULES) -> list[tuple[Verdict, Cause]]:
+    state, found = PolicyState(), []
+    for report in reports:
+        state, decision = decide(state, report, rules)
+        found.append((decision.verdict, decision.cause))
+    return found
+
+
+def test_a_head_that_never_changes_is_named_at_the_first_look():
+    flat = replace(STUCK, head_moved=0.0, head_growth=1.0, top1=1 / C, ce=5.95)
+    assert verdicts(at(flat, 200)) == [(Verdict.NO_GO, Cause.HEAD_NOT_IN_OPTIMIZER)]
+
+
+def test_no_gradient_is_named_at_the_first_look():
+    assert verdicts(at(STUCK, 200, head_grad_norm=0.0)) == [(Verdict.NO_GO, Cause.NO_GRADIENT)]
+
+
+def test_a_head_that_cannot_move_waits_at_200_and_stops_at_300():
+    slow = replace(STUCK, top1=0.2)
+    assert verdicts(at(slow, 200), at(slow, 300)) == [
+        (Verdict.WAIT, Cause.NONE),
+        (Verdict.NO_GO, Cause.HEAD_LR_TOO_SMALL),
+    ]
+
+
+def test_chance_level_with_a_moving_head_is_a_matter_of_labels():
+    moving = replace(STUCK, head_growth=20.0)
+    assert verdicts(at(moving, 200), at(moving, 300))[-1] == (Verdict.NO_GO, Cause.CE_NOT_FALLING)
+
+
+def test_a_falling_ce_is_go_and_low_coverage_is_said():
+    state, decision = decide(PolicyState(), replace(HEALTHY, pair_coverage=0.83), RULES)
+    assert decision.verdict is Verdict.GO
+    assert decision.cause is Cause.NOT_PAIRING
+    assert decision.findings[0].line == "pair_coverage"
+    assert state.go_step == 200
+
+
+def test_sdm_is_deferred_for_low_coverage_and_raised_with_full_coverage():
+    end = at(HEALTHY, 1863, ce=1.58)
+    low = verdicts(HEALTHY, replace(end, pair_coverage=0.83))
+    assert low[-1] == (Verdict.HOLD, Cause.NOT_PAIRING)
+    state, _ = decide(PolicyState(), HEALTHY, RULES)
+    state, decision = decide(state, end, RULES)
+    assert decision.verdict is Verdict.RAISE
+    assert decision.actions[0].value == pytest.approx(0.1)
+
+
+def test_the_notches_follow_one_epoch_apart():
+    ends = [at(HEALTHY, 1863 * epoch, ce=1.5) for epoch in (1, 2, 3, 4)]
+    state, weights = PolicyState(), []
+    for report in (HEALTHY, at(HEALTHY, 2000, ce=1.8), *ends):
+        state, decision = decide(state, report, RULES)
+        weights += [a.value for a in decision.actions]
+    assert weights == [0.1, 0.3, 0.5]
+
+
+def test_a_rebound_holds_the_weight():
+    state, _ = decide(PolicyState(), HEALTHY, RULES)
+    _, decision = decide(state, at(HEALTHY, 1863, ce=5.75), RULES)
+    assert (decision.verdict, decision.cause) == (Verdict.HOLD, Cause.CE_REBOUND)
+    assert not decision.actions
+
+
+def test_short_epochs_wait_for_the_step_floor():
+    reports = [at(HEALTHY, 200, steps_per_epoch=232)]
+    reports += [at(HEALTHY, 232 * epoch, steps_per_epoch=232) for epoch in (1, 2, 3, 4, 5, 6)]
+    state, raised = PolicyState(), []
+    for report in reports:
+        state, decision = decide(state, report, RULES)
+        raised += [report.step] if decision.actions else []
+    assert raised == [696, 1392]
+
+
+def test_sdm_that_is_off_is_never_raised():
+    rules = Rules(PolicyConfig(), SdmConfig(enabled=False))
+    assert verdicts(HEALTHY, at(HEALTHY, 1863, ce=1.5), rules=rules)[-1][0] is Verdict.GO
+
+
+def test_the_last_step_of_a_short_run_decides():
+    last = replace(at(HEALTHY, 150), total_steps=150)
+    assert verdicts(last) == [(Verdict.GO, Cause.NONE)]
+    falling = replace(at(HEALTHY, 150, ce=5.8), total_steps=150)
+    assert verdicts(falling) == [(Verdict.NO_GO, Cause.TOO_SHORT)]
+    last = replace(at(STUCK, 150), total_steps=150)
+    assert verdicts(last) == [(Verdict.NO_GO, Cause.HEAD_LR_TOO_SMALL)]
+
+
+def test_a_slow_but_falling_run_waits_until_the_last_look_for_it():
+    slow = replace(HEALTHY, ce=5.75, ce_fraction=0.96, ce_fall=0.03, ce_slope=-0.001)
+    found = verdicts(at(slow, 300), at(slow, 500), at(slow, 900), at(slow, 1000))
+    assert [v for v, _ in found] == [Verdict.WAIT, Verdict.WAIT, Verdict.WAIT, Verdict.NO_GO]
+    flat = replace(slow, ce_slope=0.0)
+    assert verdicts(at(flat, 300), at(flat, 500))[-1][0] is Verdict.NO_GO
+
+
+def test_below_the_learning_line_only_a_rise_speaks_against_go():
+    noisy = replace(HEALTHY, ce=5.4, ce_fraction=0.90, ce_slope=1e-4)
+    assert verdicts(noisy) == [(Verdict.GO, Cause.NONE)]
+    rising = replace(noisy, ce_slope=0.02 * LN_C / 100)
+    assert verdicts(rising) == [(Verdict.WAIT, Cause.NONE)]
+    above = replace(noisy, ce_fraction=0.93)
+    assert verdicts(above) == [(Verdict.WAIT, Cause.NONE)]
+
+
+def test_a_run_that_has_learned_everything_may_be_flat():
+    done = replace(HEALTHY, ce=0.05, ce_fraction=0.01, ce_slope=1e-5, ce_fall=0.9)
+    done = replace(done, head_grad_norm=1e-9)
+    assert verdicts(at(done, 200)) == [(Verdict.GO, Cause.NONE)]
+
+
+def test_nothing_is_judged_before_the_first_look():
+    assert verdicts(at(STUCK, 100, head_moved=0.0)) == [(Verdict.WAIT, Cause.NONE)]
+
+
+def test_no_go_is_final_and_keeps_its_cause():
+    state, _ = decide(PolicyState(), at(STUCK, 200, head_grad_norm=0.0), RULES)
+    _, decision = decide(state, at(HEALTHY, 400), RULES)
+    assert (decision.verdict, decision.cause) == (Verdict.NO_GO, Cause.NO_GRADIENT)
+
+
+def test_a_policy_state_survives_a_restart():
+    state = PolicyState(Verdict.GO, Cause.NONE, go_step=200, notch=2, notch_step=700)
+    assert PolicyState.from_dict(state.to_dict()) == state
+
+
+reports = st.builds(
+    lambda step, ce, fall, slope, grad, moved, growth: replace(
+        at(HEALTHY, step, ce=ce * LN_C),
+        ce_fall=fall,
+        ce_slope=slope,
+        head_grad_norm=grad,
+        head_moved=moved,
+        head_growth=growth,
+    ),
+    step=st.integers(1, 1500),
+    ce=st.floats(0.0, 1.2),
+    fall=st.floats(-0.2, 1.0),
+    slope=st.floats(-0.1, 0.1),
+    grad=st.floats(0.0, 1.0),
+    moved=st.floats(0.0, 1.0),
+    growth=st.floats(0.5, 100.0),
+)
+RANK = {Verdict.NO_GO: 0, Verdict.WAIT: 1, Verdict.GO: 2}
+
+
+@given(report=reports, worse=st.floats(0.0, 0.5))
+def test_a_worse_ce_never_improves_the_first_verdict(report: HealthReport, worse: float):
+    bad = replace(report, ce_fraction=report.ce_fraction + worse, ce_fall=report.ce_fall - worse)
+    _, before = decide(PolicyState(), report, RULES)
+    _, after = decide(PolicyState(), bad, RULES)
+    assert RANK.get(after.verdict, 2) <= RANK.get(before.verdict, 2)
+
+
+@given(report=reports)
+def test_every_no_go_names_a_cause_a_remedy_and_a_finding(report: HealthReport):
+    _, decision = decide(PolicyState(), report, RULES)
+    assert decide(PolicyState(), report, RULES)[1] == decision
+    if decision.verdict is Verdict.NO_GO:
+        assert decision.findings
+        assert decision.words
+        assert decision.remedy
+        assert report.step >= RULES.policy.first_look

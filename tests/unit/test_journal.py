@@ -1,0 +1,57 @@
+"""The journal survives a crash in mid-line and a restart from an older checkpoint."""
+
+from pathlib import Path
+
+from service.training.journal import FILE_NAME, Journal, effective, last_attempt, read_journal
+
+
+def test_events_come_back_in_order_with_their_attempt(tmp_path: Path):
+    journal = Journal(tmp_path, 1)
+    journal.append({"event": "start", "step": 0})
+    journal.append({"event": "health", "step": 5, "note": "größer"})
+    journal.close()
+    assert read_journal(tmp_path) == [
+        {"attempt": 1, "event": "start", "step": 0},
+        {"attempt": 1, "event": "health", "step": 5, "note": "größer"},
+    ]
+
+
+def test_a_line_cut_by_a_crash_loses_only_itself(tmp_path: Path):
+    first = Journal(tmp_path, 1)
+    first.append({"event": "start", "step": 0})
+    first.close()
+    with (tmp_path / FILE_NAME).open("a") as file:
+        file.write('{"attempt": 1, "event": "hea')
+    second = Journal(tmp_path, 2)
+    second.append({"event": "start", "step": 0})
+    second.close()
+    found = read_journal(tmp_path)
+    assert [e["attempt"] for e in found] == [1, 2]
+    assert last_attempt(found) == 2
+
+
+def test_what_lies_past_the_resumed_checkpoint_is_superseded():
+    def event(attempt: int, name: str, step: int) -> dict:
+        return {"attempt": attempt, "event": name, "step": step}
+
+    events = [
+        event(1, "start", 0),
+        event(1, "health", 50),
+        event(1, "health", 100),
+        event(1, "health", 150),
+        event(2, "start", 100),
+        event(2, "health", 150),
+    ]
+    kept = [(e["attempt"], e["event"], e["step"]) for e in effective(events)]
+    assert kept == [
+        (1, "start", 0),
+        (1, "health", 50),
+        (1, "health", 100),
+        (2, "start", 100),
+        (2, "health", 150),
+    ]
+
+
+def test_no_journal_is_no_events(tmp_path: Path):
+    assert read_journal(tmp_path) == []
+    assert last_attempt([]) == 0

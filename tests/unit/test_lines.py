@@ -1,0 +1,74 @@
+"""The table of metrics: names, units, fields and a trial's snapshot."""
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from service.config import PolicyConfig
+from service.gonogo import Verdict
+from service.health import HealthReport
+from service.telemetry.lines import (
+    BY_NAME,
+    GATES,
+    LINES,
+    TrialSeries,
+    checked,
+    health_values,
+    threshold_values,
+)
+from tests.reports import HEALTHY
+
+
+def test_names_are_unique_and_legal_and_counters_end_with_total():
+    assert len(BY_NAME) == len(LINES)
+    for line in LINES:
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", line.name)
+        assert line.name.endswith("_total") == (line.kind == "counter")
+        assert line.help
+
+
+def test_every_line_that_shows_a_health_line_names_a_field_of_the_report():
+    known = {field.name for field in fields(HealthReport)}
+    assert {line.field for line in LINES if line.field} <= known
+
+
+def test_every_number_of_a_health_report_is_exported():
+    shown = {line.field for line in LINES} | {"step", "total_steps", "ce_by_kind"}
+    told_otherwise = {"step_in_epoch", "steps_per_epoch", "window", "sdm_reason", "ce_first"}
+    assert {field.name for field in fields(HealthReport)} - shown == told_otherwise
+
+
+def test_every_limit_of_the_policy_is_exported_by_its_own_name():
+    known = PolicyConfig.model_fields
+    limits = {name for name in known if known[name].annotation is float}
+    assert set(GATES) == limits
+    assert threshold_values(PolicyConfig(go=0.9))["gate_threshold"]["go",] == 0.9
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_every_verdict_has_a_gate_state(verdict: Verdict):
+    series = TrialSeries(PolicyConfig())
+    series.decision(verdict, now=5.0)
+    state = series.values["gate_state"]["verdict",]
+    assert state == {"WAIT": 0, "NO_GO": 2, "PAUSE": 3}.get(verdict.value, 1)
+
+
+def test_decisions_are_counted_and_keep_the_time_of_the_last():
+    series = TrialSeries(PolicyConfig())
+    for now in (1.0, 2.0):
+        series.decision(Verdict.GO, now)
+    key = ("verdict", "GO")
+    assert series.values["gate_decisions_total"][key] == 2
+    assert series.values["gate_decision_timestamp_seconds"][key] == 2.0
+
+
+def test_a_snapshot_is_complete_and_shares_nothing_with_later_ones():
+    series = TrialSeries(PolicyConfig())
+    series.health(HEALTHY)
+    before = series.values
+    series.restart()
+    assert before["restarts_total"][()] == 0
+    assert series.values["restarts_total"][()] == 1
+    assert checked(before) == before
+    assert set(health_values(HEALTHY)) <= set(before)

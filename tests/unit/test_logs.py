@@ -1,0 +1,67 @@
+"""Log lines in the documents' formats, and nothing secret in them."""
+
+import pytest
+
+from service.gonogo import Action, Cause, Decision, Directive, Verdict
+from service.telemetry import logs
+from tests.reports import HEALTHY, healthy
+
+
+def test_the_sdm_line_shows_the_weight_as_applied():
+    assert logs.sdm_line(2, 0.1) == "[sdm] epoch=2 weight=0.100 use_sdm=True"
+    off = logs.sdm_line(1, 0.0, "SDM waits for GO")
+    assert off == "[sdm] epoch=1 weight=0.000 use_sdm=False reason=SDM waits for GO"
+
+
+def test_the_health_lines_are_the_documents_own():
+    text = "\n".join(logs.health_lines(HEALTHY))
+    assert "head |w|=7.0000 |g|=0.0800 lr=0.01" in text
+    assert "[dbg] pair_coverage_mavg=1.000" in text
+    assert "step=200/100000 epoch=1 ce=5.4600 chance=5.9915 ce/chance=0.911" in text
+    assert "top1=1.00%" in text
+    assert "[sdm]" not in text
+
+
+def test_sdm_has_a_line_once_it_is_on():
+    lines = logs.health_lines(healthy(2000, sdm_weight=0.1, sdm=1.9, sdm_chance=2.1, sdm_rows=64))
+    assert "[sdm] loss=1.900 chance=2.100 rows=64 memory=0" in lines
+
+
+def test_a_batch_without_positives_has_one_line():
+    assert logs.unpaired_line(7, 3, 24) == "[sampler] step=7 no positive: 3 of 24 rows (12.5%)"
+
+
+def test_a_decision_says_verdict_cause_and_action_in_one_line():
+    stop = Decision(300, Verdict.NO_GO, Cause.HEAD_LR_TOO_SMALL, actions=(Action("stop"),))
+    line = logs.decision_line(stop.to_dict())
+    assert line == (
+        "[verdict] step=300 NO_GO: the head's learning rate is too small to move the head"
+    )
+    raised = Decision(1863, Verdict.RAISE, actions=(Action("sdm_weight", 0.1),))
+    assert logs.decision_line(raised.to_dict()) == "[verdict] step=1863 RAISE [sdm_weight=0.1]"
+
+
+def test_a_directive_says_what_it_changed():
+    line = logs.directive_line(40, Directive(1, sdm_weight=0.0, reason="collapse").to_dict())
+    assert line == "[control] step=40 sdm_weight=0: collapse"
+    assert "stop" in logs.directive_line(40, Directive(2, stop=True).to_dict())
+
+
+def test_the_verdict_line_names_cause_and_remedy():
+    assert logs.verdict_line("GO", "", "") == "GO"
+    assert logs.verdict_line("NO_GO", "it stands", "move it") == "NO_GO: it stands - move it"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (185, "3m05s"), (7620, "2h07m")]
+)
+def test_durations_are_short(seconds: float, text: str):
+    assert logs.duration(seconds) == text
+
+
+def test_secrets_and_logins_are_taken_out():
+    environ = {"RAY_AUTH_TOKEN": "abcdef123456", "HOME": "/home/someone", "EMPTY_TOKEN": ""}
+    text = "token abcdef123456 at s3://key:very-secret@store/bucket for /home/someone"
+    assert logs.redacted(text, environ) == (
+        "token <RAY_AUTH_TOKEN> at s3://<login>@store/bucket for /home/someone"
+    )

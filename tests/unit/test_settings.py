@@ -1,0 +1,120 @@
+"""Reading configs: what is refused, where it says so, and that the last word wins."""
+
+from pathlib import Path
+
+import pytest
+
+from service.config import Config
+from service.errors import ConfigError
+from service.settings import known_settings, load_config, load_text, override
+
+MINIMAL = "data: {records: somewhere}\n"
+CONFIGS = sorted(Path("configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_config_loads_and_opens_with_the_command_that_runs_it(path: Path):
+    config = load_config(path)
+    first = path.read_text().splitlines()[0]
+    command = "tune" if config.tune.space else "train"
+    assert first == f"# crossreid {command} configs/{path.name}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_a_resolved_config_loads_to_the_same_config(path: Path):
+    config = load_config(path)
+    assert load_text(config.to_yaml()) == config
+
+
+def test_one_number_stands_for_the_whole_head_schedule():
+    config = load_text(MINIMAL, ["optim.head_lr=1e-5"])
+    assert [(e.epoch, e.lr) for e in config.optim.head_lr] == [(1, 1e-5)]
+
+
+def test_the_default_head_schedule_drops_in_epoch_two():
+    config = load_text(MINIMAL)
+    assert [(e.epoch, e.lr) for e in config.optim.head_lr] == [(1, 1e-2), (2, 3e-3)]
+
+
+@pytest.mark.parametrize(
+    ("override_text", "parts"),
+    [
+        ("optim.hed_lr=1", ["optim.hed_lr", "optim.head_lr"]),
+        ("nonsense=1", ["nonsense", "unknown"]),
+        ("sampler.vis_per_id=5", ["vis_per_id=5", "rows_per_id=5"]),
+        ("sampler.ids_per_batch=0", ["sampler.ids_per_batch", "0"]),
+        ("loss.sdm.warmup_epochs=1", ["two readings", "start_epoch"]),
+        ("policy.go=0.99", ["settled < learning < go < hold"]),
+        ("policy.first_look=400", ["first_look <= no_go_from"]),
+        ("optim.head_lr=[{epoch: 2, lr: 0.1}]", ["rise from 1"]),
+        ("train.precision=fp16", ["train.precision", "fp16"]),
+        ("justtext", ["section.setting=value"]),
+        ("data.records={a: 1, a: 2}", ["'a' stands twice"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_path(override_text: str, parts: list[str]):
+    with pytest.raises(ConfigError) as caught:
+        load_text(MINIMAL, [override_text])
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_duplicate_key_is_refused_with_its_line():
+    with pytest.raises(ConfigError, match=r"config:3: key 'records' stands twice"):
+        load_text("data:\n  records: a\n  records: b\n")
+
+
+def test_a_missing_section_is_named():
+    with pytest.raises(ConfigError, match=r"data: missing"):
+        load_text("run: {seed: 1}\n")
+
+
+def test_extends_lays_one_file_over_another(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("data: {records: a}\noptim: {neck_lr: 0.5}\n")
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: base.yaml\noptim: {patch_lr: 0.25}\n")
+    config = load_config(top, ["optim.neck_lr=0.125", "optim.neck_lr=0.0625"])
+    assert config.data.records == "a"
+    assert config.optim.patch_lr == 0.25
+    assert config.optim.neck_lr == 0.0625
+
+
+def test_a_config_that_extends_itself_is_refused(tmp_path: Path):
+    path = tmp_path / "a.yaml"
+    path.write_text("extends: a.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_config(path)
+
+
+def test_yaml_cannot_construct_objects():
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_text("data: !!python/object/apply:os.system [echo]\n")
+
+
+def test_overriding_a_config_equals_loading_with_the_override():
+    assert override(load_text(MINIMAL), ["train.epochs=3"]) == load_text(
+        MINIMAL, ["train.epochs=3"]
+    )
+
+
+def test_the_fingerprint_follows_what_determines_the_weights_and_nothing_else():
+    base = load_text(MINIMAL)
+
+    def same(text: str) -> bool:
+        return override(base, [text]).fingerprint() == base.fingerprint()
+
+    assert same("cluster.num_workers=8")
+    assert same("log.every=7")
+    assert same("run.storage=elsewhere")
+    assert not same("run.seed=1")
+    assert not same("optim.head_lr=0.5")
+    assert not same("sampler.ids_per_batch=8")
+
+
+def test_every_setting_is_known_by_its_dotted_name():
+    names = known_settings()
+    assert "optim.head_lr" in names
+    assert "loss.sdm.weights" in names
+    assert len(names) == len(set(names))
+    assert all("." in name for name in names)
+    assert Config.model_fields.keys() == {name.split(".")[0] for name in names}
