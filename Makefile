@@ -57,7 +57,7 @@ test: check
 	$(ENV) $(BIN)/pytest tests/distributed tests/integration tests/ray
 
 bench: $(READY)
-	@for file in tests/bench/bench_*.py; do $(ENV) $(BIN)/python $$file; done
+	@status=0; for file in tests/bench/bench_*.py; do $(ENV) $(BIN)/python $$file || status=1; done; exit $$status
 
 clean:
 	rm -rf .venv runs

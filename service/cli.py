@@ -101,6 +101,7 @@ def _add_data(commands: Any) -> None:
     synth.add_argument("--size", default="96x48", help="HEIGHTxWIDTH in pixels")
     synth.add_argument("--seed", type=int, default=0)
     synth.add_argument("--difficulty", type=float, default=0.5, help="0 to 1")
+    synth.add_argument("--test-share", type=float, default=1 / 3, help="of the people")
     synth.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
     ingest = _command(kinds, "ingest", _ingest, "read an ORBench-format folder into records")
     ingest.add_argument("folder", type=Path)
@@ -155,6 +156,7 @@ def _synth(args: argparse.Namespace) -> int:
         image_size=parse_size(args.size),
         seed=args.seed,
         difficulty=args.difficulty,
+        test_share=args.test_share,
     )
     made = synthesize(args.folder, settings)
     sheet = contact_sheet(made.folder, args.sheet) if args.sheet else None

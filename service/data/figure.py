@@ -136,8 +136,9 @@ def _figure(person: Person, pose: Pose) -> list[Shape]:
     shapes = _behind(person, pose, girth)
     shapes += _legs(person, pose, girth * (0.8 if side else 1.0))
     if side:
-        shapes += _torso(person, pose, 0.68 * girth)
-        shapes += _arm(person, 0.0, pose.swing[0] * 2.5 - 0.2, girth)
+        arm = _arm(person, 0.0, pose.swing[0] * 2.5 - 0.2, girth)
+        torso = _torso(person, pose, 0.68 * girth)
+        shapes += arm + torso if person.upper == "poncho" else torso + arm
         shapes += _side_head(person)
     else:
         shapes += _arm(person, -0.118 * girth, -pose.swing[0], girth)
@@ -241,8 +242,11 @@ def _torso(person: Person, pose: Pose, girth: float) -> list[Shape]:
         flare = 0.15 * girth
         body = np.concatenate([body[:4], _polygon((flare, 0.78), (-flare, 0.78)), body[6:]])
     if person.upper == "poncho":
-        wing = 0.21 * girth
-        body = _polygon((-0.04, 0.155), (0.04, 0.155), (wing, 0.44), (0.0, 0.56), (-wing, 0.44))
+        wing, top = 0.21 * girth, 0.145 * girth
+        body = _polygon(
+            *((-0.04, 0.155), (0.04, 0.155), (top, 0.18), (wing, 0.44), (0.0, 0.56)),
+            *((-wing, 0.44), (-top, 0.18)),
+        )
     shapes.append((Material.UPPER, body))
     return shapes + _details(person, pose, girth)
 
@@ -345,7 +349,7 @@ def _in_front(person: Person, pose: Pose, girth: float) -> list[Shape]:
         handle = (bag, _limb(x, 0.49, x, 0.57, 0.03, 0.1))
         return [handle, (bag, _limb(x, 0.56, x, 0.72, 0.11, 0.17))]
     if person.bag == "suitcase":
-        x = -0.15 if view == "side" else -0.13 * girth - 0.02
+        x = -0.14 if view == "side" else -0.12 * girth - 0.02
         handle = (bag, _limb(x, 0.5, x, 0.7, 0.025, 0.025))
-        return [handle, (bag, _box(x, 0.81, 0.08, 0.16))]
+        return [handle, (bag, _box(x, 0.81, 0.075, 0.16))]
     return []

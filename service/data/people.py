@@ -33,7 +33,7 @@ class Tuning:
 
     vis_gain: float = 0.15
     """* Largest exposure change."""
-    vis_balance: float = 0.08
+    vis_balance: float = 0.10
     """* Standard deviation of each channel's gain."""
     vis_blur: float = 0.008
     """* Largest blur."""
@@ -42,34 +42,34 @@ class Tuning:
     vis_occluder: float = 0.25
     """* Probability that something hides a part of the figure."""
 
-    nir_contrast: float = 0.75
+    nir_contrast: float = 1.0
     """Share of the reflectance differences that the camera keeps; 0 is one grey."""
-    nir_dye_spread: float = 0.10
+    nir_dye_spread: float = 0.05
     """* Standard deviation of a garment's reflectance from photo to photo."""
-    nir_blur: float = 0.016
+    nir_blur: float = 0.008
     """* Largest blur."""
-    nir_noise: float = 0.09
+    nir_noise: float = 0.04
     """* Standard deviation of the sensor's noise."""
-    nir_occluder: float = 0.4
+    nir_occluder: float = 0.25
     """* Probability that something hides a part of the figure."""
 
-    cp_paleness: float = 0.3
+    cp_paleness: float = 0.45
     """Share of white paper in every pencil colour."""
-    cp_colour_spread: float = 0.03
+    cp_colour_spread: float = 0.08
     """* Standard deviation of the pencil's colour from drawing to drawing."""
     cp_line: float = 0.010
     """Thickness of an outline."""
 
     sk_line: float = 0.011
     """Thickness of an outline."""
-    sk_tone: float = 0.8
+    sk_tone: float = 0.85
     """Darkness of the hatching that stands for dark cloth; 0 draws outlines alone."""
-    sk_gaps: float = 0.05
+    sk_gaps: float = 0.01
     """* Share of the lines that the pencil skips."""
 
-    text_dropout: float = 0.15
+    text_dropout: float = 0.3
     """* Probability that a caption leaves an attribute out."""
-    text_vague: float = 0.2
+    text_vague: float = 0.3
     """* Probability that a caption says dark, bright or pale instead of the colour."""
 
 
@@ -88,12 +88,12 @@ class Colour:
 COLOURS = {
     "black": Colour((28, 28, 32), ("black",), "dark", 0.62),
     "white": Colour((238, 238, 236), ("white",), "pale", 0.78),
-    "red": Colour((196, 32, 42), ("red", "crimson"), "bright", 0.78),
-    "blue": Colour((34, 66, 168), ("blue", "navy"), "dark", 0.46),
+    "red": Colour((200, 30, 40), ("red", "crimson"), "bright", 0.78),
+    "blue": Colour((26, 46, 150), ("blue", "navy"), "dark", 0.46),
     "yellow": Colour((242, 214, 60), ("yellow", "golden"), "bright", 0.62),
-    "green": Colour((40, 130, 62), ("green",), "dark", 0.46),
+    "green": Colour((50, 148, 70), ("green",), "dark", 0.46),
     "pink": Colour((242, 150, 184), ("pink", "rose"), "pale", 0.46),
-    "grey": Colour((132, 134, 138), ("grey", "gray"), "pale", 0.30),
+    "grey": Colour((140, 142, 146), ("grey", "gray"), "pale", 0.30),
     "purple": Colour((112, 48, 146), ("purple", "violet"), "dark", 0.78),
     "orange": Colour((238, 132, 30), ("orange",), "bright", 0.78),
     "azure": Colour((120, 186, 236), ("light blue", "sky blue"), "pale", 0.62),
@@ -290,9 +290,9 @@ _NOUNS: dict[str, tuple[str, ...]] = {
     "long": ("long hair", "shoulder-length hair"),
     "ponytail": ("hair in a ponytail", "ponytail"),
     "bun": ("hair in a bun", "hair tied up in a bun"),
-    "hoops": ("with {} horizontal stripes", "hooped with {}"),
+    "hoops": ("with {} horizontal stripes", "with {} hoops"),
     "pinstripes": ("with {} vertical stripes", "with {} lengthwise stripes"),
-    "checks": ("with {} checks", "in a plaid with {}"),
+    "checks": ("with {} checks", "with a {} plaid"),
     "dots": ("with {} dots", "with a {} polka-dot pattern"),
     "block": ("whose lower half is {}", "with a {} lower half"),
     "sash": ("with {} diagonal stripes", "with slanted {} stripes"),

@@ -65,15 +65,15 @@ def create_run(config: Config, run_id: str | None = None, parent: Path | None = 
     config = resolved(config)
     run_id = run_id or new_run_id(config.run.name)
     path = (parent or _storage(config)) / run_id
+    if path.is_dir():
+        raise RunError(
+            f"run {run_id} exists already in {path.parent}; leave the name out to start a new run, "
+            f"or continue it with --resume {run_id}"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()
         write_text(path / CONFIG_FILE, config.to_yaml())
-    except FileExistsError:
-        raise RunError(
-            f"run {run_id} exists already in {path.parent}; leave the name out to start a new run, "
-            f"or continue it with --resume {run_id}"
-        ) from None
     except OSError as error:
         raise RunError(f"cannot create the run folder {path}: {error}; see run.storage") from error
     return Run(run_id, path, config)

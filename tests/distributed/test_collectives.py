@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.distributed import Distributed, launch
+from service.distributed import Distributed
 from service.errors import ClusterError, DataError
+from service.launch import launch
 from service.losses.memory import CrossBatchMemory
 
 pytestmark = pytest.mark.distributed
@@ -113,8 +114,7 @@ def test_a_single_process_needs_no_process_group():
     assert world.all_reduce_sum(local) is local
     module = torch.nn.Linear(2, 2)
     assert world.wrap(module) is module
-    with world.without_reduction(module):
-        world.barrier()
+    world.barrier()
     world.close()
 
 

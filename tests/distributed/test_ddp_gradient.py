@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from service.distributed import Distributed, launch
+from service.distributed import Distributed
+from service.launch import launch
 from service.losses.memory import CrossBatchMemory
 from service.losses.sdm import CE_FORM, KL_FORM, SdmForm, sdm_rows
 

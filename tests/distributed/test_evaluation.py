@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from service.distributed import Distributed, launch
+from service.distributed import Distributed
 from service.errors import DataError
 from service.evaluation.evaluator import evaluate
 from service.evaluation.result import EvalResult
+from service.launch import launch
 from tests.evaluation import FakeModel, FakeRecords
 
 pytestmark = pytest.mark.distributed

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from service.config import LossConfig, SdmConfig
-from service.distributed import Distributed, launch
+from service.distributed import Distributed
+from service.launch import launch
 from service.losses.memory import CrossBatchMemory
 from service.losses.objective import SdmWeight, objective
 from service.losses.pairs import Pairs

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from service.data import loader as loader_module
-from service.distributed import Distributed, launch
+from service.distributed import Distributed
 from service.errors import DataError
+from service.launch import launch
 from service.training.journal import read_journal
 from service.training.loop import Trainer
 from service.training.ports import Ports

@@ -43,7 +43,7 @@ def test_every_limit_of_the_policy_is_exported_by_its_own_name():
     known = PolicyConfig.model_fields
     limits = {name for name in known if known[name].annotation is float}
     assert set(GATES) == limits
-    assert threshold_values(PolicyConfig(go=0.9))["gate_threshold"]["go",] == 0.9
+    assert threshold_values(PolicyConfig(go=0.92))["gate_threshold"]["go",] == 0.92
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

@@ -1,0 +1,127 @@
+"""Training on Ray workers: judged, surviving a killed worker, and refused when it cannot fit."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from service.config import Config
+from service.errors import ClusterError, DataError, ExitCode, RunError
+from service.orchestration.progress import Update
+from service.orchestration.runs import read_summary
+from service.orchestration.train import launch_training
+from service.settings import override
+from service.training.checkpoint import checkpoints, step_of
+from service.training.journal import read_journal
+from tests.small import small_config
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("cluster"),
+    # Ray Data, which Ray Train imports, warns of its own settings.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+]
+
+
+def config(records: Path, folder: Path, *overrides: str) -> Config:
+    fixed = [f"run.storage={folder}", "cluster.num_workers=2", "telemetry.enabled=true"]
+    return override(small_config(records, ["telemetry.port=0"]), [*fixed, *overrides])
+
+
+class Watcher:
+    """An `on_progress` that keeps what it heard, and kills a worker at a step."""
+
+    def __init__(self, kill_at: int | None = None) -> None:
+        self.updates: list[Update] = []
+        self.kill_at = kill_at
+        self.killed_at_s: float | None = None
+        self.back_after_s: float | None = None
+
+    def __call__(self, update: Update) -> None:
+        self.updates.append(update)
+        if self.kill_at is not None and update.step >= self.kill_at and self.killed_at_s is None:
+            workers = training_processes()
+            os.kill(workers[0], signal.SIGKILL)
+            self.killed_at_s = time.monotonic()
+        if self.killed_at_s and update.restarts and self.back_after_s is None:
+            self.back_after_s = time.monotonic() - self.killed_at_s
+
+    @property
+    def messages(self) -> list[str]:
+        return [message for update in self.updates for message in update.messages]
+
+
+def training_processes() -> list[int]:
+    """Pids of this test's Ray Train workers, which are children of its raylet."""
+    children = psutil.Process().children(recursive=True)
+    return [p.pid for p in children if "RayTrainWorker" in " ".join(_command(p))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_worker_is_replaced_and_the_run_goes_on_from_its_checkpoint(
+    records: Path, tmp_path: Path, record_property: Any
+):
+    watcher = Watcher(kill_at=20)
+    settings = config(records, tmp_path, "train.checkpoint_every=10", "eval.after_training=true")
+    last = settings.train.max_steps
+    run, outcome = launch_training(settings, on_progress=watcher)
+    assert (outcome.verdict, outcome.exit_code) == ("GO", ExitCode.OK)
+    assert watcher.updates[-1].restarts == 1
+    assert any("a worker was lost" in message for message in watcher.messages)
+    assert watcher.back_after_s is not None
+    record_property("seconds_from_kill_to_training", round(watcher.back_after_s, 1))
+    assert watcher.back_after_s < 60
+
+    starts = [event for event in read_journal(run.path) if event["event"] == "start"]
+    assert [event["attempt"] for event in starts] == [1, 2]
+    assert starts[0]["step"] == 0
+    assert starts[1]["step"] >= 10
+    assert starts[1]["step"] % 10 == 0
+    assert starts[1]["world_size"] == 2
+    assert step_of(checkpoints(run.path)[-1]) == last
+
+    summary = read_summary(run.path)
+    assert summary == outcome.summary
+    assert summary["world_size"] == 2
+    assert summary["memory_hash_equal"] is True
+    assert summary["mAP"]["mean"] > summary["chance_mAP"]
+    assert any("metrics at http://127.0.0.1:" in message for message in watcher.messages)
+    assert any(message.startswith("[verdict]") for message in watcher.messages)
+    assert (watcher.updates[-1].step, watcher.updates[-1].total) == (last, last)
+
+    with pytest.raises(RunError, match=f"run {run.run_id} has ended: GO after {last} steps"):
+        launch_training(settings, resume=run.run_id)
+    with pytest.raises(RunError, match="exists already"):
+        launch_training(settings, run_id=run.run_id)
+
+
+@pytest.mark.timeout(60)
+def test_what_the_workers_find_wrong_is_the_commands_error_and_not_retried(
+    records: Path, tmp_path: Path
+):
+    watcher = Watcher()
+    wrong = config(records, tmp_path, "model.backbone.image_size=[64,32]")
+    with pytest.raises(DataError, match=r"images of \(48, 24\)"):
+        launch_training(wrong, on_progress=watcher)
+    assert max(update.restarts for update in watcher.updates) == 0
+
+
+def test_more_workers_than_the_cluster_has_are_refused_before_anything_starts(
+    records: Path, tmp_path: Path
+):
+    with pytest.raises(ClusterError, match=r"needs 8 CPUs .* has 2; try cluster.num_workers=2"):
+        launch_training(config(records, tmp_path, "cluster.num_workers=8"))
+    assert threading.active_count() < 50

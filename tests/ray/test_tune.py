@@ -1,0 +1,105 @@
+"""A sweep: one trial learns and is steered without a restart, the other is stopped and freed."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from service.errors import ExitCode
+from service.orchestration.progress import Update
+from service.orchestration.tune import BEST_FILE, JOURNAL, launch_tuning
+from service.settings import load_config, override
+from service.training.journal import read_journal
+from tests.small import small_config
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("cluster"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+]
+
+
+class Watcher:
+    """Notes when a trial was judged NO_GO, when its CPU was free, and when a weight was applied."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, int] = {}
+        self.total = 0
+        self.no_go_at: float | None = None
+        self.free_at: float | None = None
+        self.steps_when_free: dict[str, int] = {}
+        self.applied_at: dict[str, float] = {}
+
+    def __call__(self, update: Update) -> None:
+        if update.step:
+            self.steps[update.trial], self.total = update.step, update.total
+        for message in update.messages:
+            if "NO_GO" in message and self.no_go_at is None:
+                self.no_go_at = time.time()
+            if message.startswith("[control]") and "sdm_weight=0.1" in message:
+                self.applied_at[update.trial] = time.time()
+        if self.no_go_at and not self.free_at and ray.available_resources().get("CPU", 0) >= 1:
+            self.free_at = time.time()
+            self.steps_when_free = dict(self.steps)
+
+
+@pytest.mark.timeout(150)
+def test_the_stuck_trial_is_stopped_and_freed_while_the_healthy_one_is_steered(
+    records: Path, tmp_path: Path, record_property: Any
+):
+    settings = override(
+        small_config(records),
+        [
+            f"run.storage={tmp_path}",
+            "cluster.poll_s=0.1",
+            "tune.space={optim.head_lr: {grid: [3e-3, 1e-6]}}",
+            "tune.max_concurrent=2",
+            "train.max_steps=200",
+        ],
+    )
+    watcher = Watcher()
+    sweep = launch_tuning(settings, on_progress=watcher)
+
+    by_lr = {row.sample["optim.head_lr"]: row for row in sweep.rows}
+    healthy, stuck = by_lr[3e-3], by_lr[1e-6]
+    assert (healthy.verdict, stuck.verdict) == ("GO", "NO_GO")
+    assert stuck.cause == "the head's learning rate is too small to move the head"
+    assert healthy.steps == 200
+    assert stuck.steps < 200
+    assert sweep.exit_code == ExitCode.OK
+    assert sweep.best == healthy
+
+    assert watcher.no_go_at is not None
+    assert watcher.free_at is not None
+    record_property("seconds_from_no_go_to_free_cpu", round(watcher.free_at - watcher.no_go_at, 2))
+    assert watcher.steps_when_free[healthy.trial] < 200
+    assert watcher.free_at - watcher.no_go_at < 10
+
+    decisions = [json.loads(x) for x in (sweep.path / JOURNAL).read_text().splitlines()]
+    raised = [d for d in decisions if d["decision"]["verdict"] == "RAISE"][0]
+    assert raised["trial"] == healthy.trial
+    delay = watcher.applied_at[healthy.trial] - raised["time"]
+    record_property("seconds_from_raise_to_its_echo_at_the_driver", round(delay, 2))
+    assert delay < 10
+
+    journal = read_journal(sweep.path / healthy.trial)
+    assert {event["attempt"] for event in journal} == {1}
+    applied = next(event for event in journal if event["event"] == "directive")
+    assert applied["directive"]["sdm_weight"] == 0.1
+    later = [e["health"] for e in journal if e["event"] == "health" and e["step"] > applied["step"]]
+    assert later[0]["sdm_weight"] == 0.1
+    assert later[0]["sdm_rows"] > 0
+
+    best = load_config(sweep.path / BEST_FILE)
+    assert best.optim.head_lr[0].lr == 3e-3
+    assert (
+        best.fingerprint() == load_config(sweep.path / healthy.trial / "config.yaml").fingerprint()
+    )
+    summary = json.loads((sweep.path / "summary.json").read_text())
+    assert summary["best"] == healthy.trial
+    told = json.loads((sweep.path / stuck.trial / "summary.json").read_text())
+    assert (told["verdict"], told["cause"]) == ("NO_GO", stuck.cause)

@@ -1,0 +1,114 @@
+"""Whether a run fits a cluster, and how failures of workers are told apart; without Ray running."""
+
+import pickle
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
+
+from service.config import ClusterConfig, Config, DataConfig
+from service.errors import ClusterError, DataError, NonFiniteError
+from service.orchestration.cluster import connected, require
+from service.orchestration.train import _failed
+from service.orchestration.worker import (
+    EndOnFault,
+    WorkerFault,
+    error_values,
+    is_lost_peer,
+    rebuilt,
+)
+
+CONFIG = Config(data=DataConfig(records="r"))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of 2 CPUs and no GPU."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "memory": 1e9})
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("values", "trials", "words"),
+    [
+        (
+            {"num_workers": 8},
+            1,
+            r"8 CPUs \(8 workers x 1\).* has 2; try cluster.num_workers=2",
+        ),
+        ({"num_workers": 1, "cpus_per_worker": 4}, 1, "needs 4 CPUs .* larger machine"),
+        ({"num_workers": 2, "gpus_per_worker": 1}, 1, "needs 2 GPUs .* has 0"),
+        ({"num_workers": 2}, 2, r"\(2 trials x 2 workers x 1\).*tune.max_concurrent=1"),
+    ],
+)
+def test_a_run_that_could_never_fit_is_refused(values: dict[str, Any], trials: int, words: str):
+    with pytest.raises(ClusterError, match=words):
+        require(ClusterConfig(**values), trials)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_run_that_fits_exactly_is_not_refused():
+    require(ClusterConfig(num_workers=2))
+    require(ClusterConfig(num_workers=1), trials=2)
+
+
+def test_a_cluster_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch):
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("nobody listens\nat all")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    config = ClusterConfig(address="192.0.2.1:6379")
+    with (
+        pytest.raises(ClusterError, match=r"cannot join the Ray cluster at 192\.0\.2\.1:6379"),
+        connected(config),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (RuntimeError("NCCL error: unhandled system error"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("gloo"), False),
+        (type("DistBackendError", (RuntimeError,), {})("timeout"), True),
+    ],
+)
+def test_a_lost_peer_is_told_from_a_fault_of_the_program(error: Exception, lost: bool):
+    assert is_lost_peer(error) is lost
+
+
+def test_a_fault_ends_the_training_unless_a_process_died_with_it():
+    fault = WorkerFault("TypeError: x", "trace")
+    with pytest.raises(WorkerFault, match="TypeError: x"):
+        EndOnFault().after_exception(None, {0: RuntimeError("gloo"), 1: fault})
+    EndOnFault().after_exception(None, {0: fault, 1: ActorDiedError()})
+    EndOnFault().after_exception(None, {0: RuntimeError("gloo")})
+
+
+def test_a_fault_survives_pickling_with_its_traceback():
+    again = pickle.loads(pickle.dumps(WorkerFault("words", "trace")))
+    assert (again.words, again.trace, str(again)) == ("words", "trace", "words")
+
+
+@pytest.mark.parametrize("error", [DataError("bad"), NonFiniteError("nan")])
+def test_a_users_error_keeps_class_message_and_exit_code_across_processes(error: Any):
+    again = rebuilt(error_values(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+    assert again.exit_code == error.exit_code
+
+
+def test_a_fault_in_the_controller_is_a_value_and_anything_else_an_error():
+    found = _failed(CONFIG, ControllerError(WorkerFault("TypeError: x", "trace")))
+    assert found == {"fault": {"words": "TypeError: x", "trace": "trace"}}
+    with pytest.raises(ClusterError, match=r"could not be started: TimeoutError: no room"):
+        _failed(CONFIG, ControllerError(TimeoutError("no room")))
+
+
+def test_workers_lost_too_often_are_named_by_rank():
+    lost = WorkerGroupError("", {1: RuntimeError("killed"), 0: RuntimeError("closed")})
+    with pytest.raises(ClusterError, match=r"max_failures=3 .*rank 0: .*closed; rank 1: .*killed"):
+        _failed(CONFIG, lost)
