@@ -6,7 +6,6 @@ by the command that needs it, so that help and config checks answer at once.
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown arguments: {' '.join(stray)}")
     if rest:
         args.words += rest
-    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         return int(args.run(args))
     except CrossReidError as error:
@@ -50,10 +48,6 @@ def _complain(error: CrossReidError) -> int:
 
     _say(f"{type(error).__name__}: {redacted(str(error))}")
     return int(error.exit_code)
-
-
-def _as_interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 # -- the words -------------------------------------------------------------------------------------

@@ -298,7 +298,9 @@ class TelemetryConfig(Section):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 9109
-    """0 takes any free port."""
+    """0 takes any free port. Where the command starts Ray itself, a taken port is replaced by a
+    free one, which the command prints; on a running cluster a taken port is an error, since
+    Prometheus was told this one."""
     linger_s: Annotated[float, Field(ge=0)] = 60.0
     """Seconds that an ended run's series stay."""
 

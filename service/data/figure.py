@@ -104,15 +104,15 @@ def _pattern(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     hoops = (y / 0.13) % 1.0 < 0.5
     pins = (x / 0.11 + 0.25) % 1.0 < 0.5
     if name == "hoops":
-        return hoops & (x == x)
+        return hoops
     if name == "pinstripes":
-        return pins & (y == y)
+        return pins
     if name == "checks":
         return hoops ^ pins
     if name == "sash":
         return ((x + 0.8 * y) / 0.17) % 1.0 < 0.5
     if name == "block":
-        return (y > 0.32) & (x == x)
+        return y > 0.32
     row = np.floor(y / 0.09)
     dx = (x / 0.1 + 0.5 * (row % 2)) % 1.0 - 0.5
     dy = (y / 0.09) % 1.0 - 0.5
@@ -254,7 +254,9 @@ def _torso(person: Person, pose: Pose, girth: float) -> list[Shape]:
 def _details(person: Person, pose: Pose, girth: float) -> list[Shape]:
     """What is seen on the torso from one view only."""
     side = pose.view == "side"
-    if person.upper == "jacket" and pose.view != "back":
+    if person.upper == "jacket" and pose.view == "back":
+        return [(Material.SECOND, _box(0.0, 0.175, 0.07, 0.02))]
+    if person.upper == "jacket":
         x = 0.05 * girth if side else 0.0
         opening = _polygon((x - 0.06, 0.155), (x + 0.06, 0.155), (x + 0.045, 0.5), (x - 0.045, 0.5))
         return [(Material.SECOND, opening)]

@@ -14,7 +14,7 @@ from service.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Nuisance strengths. Those marked * are multiplied by `nuisance(difficulty)`.
+    """Variety of people and strength of nuisances; * ones are times `nuisance(difficulty)`.
 
     Lengths are shares of the figure's height, brightness lies in [0, 1].
     """
@@ -63,13 +63,13 @@ class Tuning:
     sk_line: float = 0.011
     """Thickness of an outline."""
     sk_tone: float = 0.85
-    """Darkness of the hatching that stands for dark cloth; 0 draws outlines alone."""
+    """Darkness of the shading that stands for black cloth; 0 draws outlines alone."""
     sk_gaps: float = 0.01
     """* Share of the lines that the pencil skips."""
 
     text_dropout: float = 0.3
     """* Probability that a caption leaves an attribute out."""
-    text_vague: float = 0.3
+    text_vague: float = 0.4
     """* Probability that a caption says dark, bright or pale instead of the colour."""
 
 
@@ -80,7 +80,7 @@ class Colour:
     rgb: tuple[int, int, int]
     words: tuple[str, ...]
     tone: str
-    """The vague word for it; dark cloth is hatched in sketches."""
+    """The vague word for it."""
     reflectance: float
     """In [0, 1]; deliberately not the luminance: most dyes are bright in near-infrared."""
 

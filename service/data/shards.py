@@ -107,11 +107,14 @@ def read_queries(path: Path) -> list[QuerySet]:
     Raises:
         DataError: when the file is not one that `write_queries` made.
     """
+    batch = _read(path, QUERY_SCHEMA)
+    labels, label_at = _ragged(batch.column("label"), np.int32, np.int32)
+    members, member_at = _ragged(batch.column("members"), np.int32, np.int64)
     queries = []
-    for row in _read(path, QUERY_SCHEMA).to_pylist():
-        label = np.array(row["label"], np.int32)
-        members = np.array(row["members"], np.int64).reshape(len(label), row["key"].count("+") + 1)
-        queries.append(QuerySet(row["key"], label, members))
+    for i, key in enumerate(batch.column("key").to_pylist()):
+        label = labels[label_at[i] : label_at[i + 1]]
+        flat = members[member_at[i] : member_at[i + 1]]
+        queries.append(QuerySet(key, label, flat.reshape(len(label), key.count("+") + 1)))
     return queries
 
 

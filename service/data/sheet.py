@@ -59,7 +59,7 @@ def _read_rows(folder: Path, split: str) -> list[_Row]:
         ]
     elif split == "test":
         protocol = _read(folder / "test_gallery_and_queries.json")
-        captions = {label: text for label, text in reversed(protocol["TEXT"])}
+        captions = dict(reversed(protocol["TEXT"]))
         entries = [(label, path, captions[label]) for label, path in protocol["RGB_GALLERY"]]
     else:
         entries = []

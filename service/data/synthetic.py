@@ -1,4 +1,4 @@
-"""A small data set of drawn pedestrians in the layout of ORBench, and a sheet to look at it.
+"""A small data set of drawn pedestrians in the layout of ORBench.
 
     <folder>/{vis,nir,cp,sk}/<dir id>/*.jpg   names in ORBench's style
     train_annos.json                          [{id, file_path, caption, split}], one a VIS image
@@ -9,7 +9,6 @@ Labels run from 1: training people first, test people after them. A directory's 
 permutation, so that nobody can mistake one for the other.
 """
 
-import itertools
 import json
 import shutil
 import uuid
@@ -28,7 +27,8 @@ from service.data.drawing import render
 from service.data.figure import VIEWS
 from service.data.people import Person, Tuning, caption, draw_people
 from service.errors import ConfigError, DataError
-from service.modality import IMAGE_MODALITIES, QUERY_MODALITIES, Modality
+from service.evaluation.protocol import QUERY_KINDS
+from service.modality import IMAGE_MODALITIES, Modality
 
 MAX_PEOPLE = 9999
 _VIEW_SHARES = (0.4, 0.3, 0.3)
@@ -40,9 +40,9 @@ _CAMERAS = {Modality.VIS: (1, 2, 4, 5), Modality.NIR: (3, 6)}
 class SynthSettings:
     """What to make. Equal settings give equal bytes.
 
-    people: at least 4; every training and test half keeps at least 2.
+    people: at least 4; the training and the test split keep at least 2.
     images_per_person: at least 5; a fifth each NIR, CP and SK, the rest VIS.
-    image_size: height and width in pixels, each at least 32.
+    image_size: height and width in pixels, each at least 16.
     difficulty: in [0, 1]; how many neighbours are hard twins, and the strength of every nuisance.
 
     Raises:
@@ -54,15 +54,16 @@ class SynthSettings:
     images_per_person: int = 30
     image_size: tuple[int, int] = (96, 48)
     seed: int = 0
-    difficulty: float = 0.5
+    difficulty: float = 0.3
     quality: int = 92
     tuning: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
         for name, fits, expected in (
             ("people", 4 <= self.people <= MAX_PEOPLE, f"4 to {MAX_PEOPLE}"),
+            ("test_share", 0.0 < self.test_share < 1.0, "a share between 0 and 1"),
             ("images_per_person", self.images_per_person >= 5, "at least 5"),
-            ("image_size", min(self.image_size) >= 32, "height and width of at least 32 pixels"),
+            ("image_size", min(self.image_size) >= 16, "height and width of at least 16 pixels"),
             ("seed", self.seed >= 0, "0 or more"),
             ("difficulty", 0.0 <= self.difficulty <= 1.0, "0 to 1"),
             ("quality", 1 <= self.quality <= 100, "1 to 100"),
@@ -132,14 +133,6 @@ class Album:
         return self.captions if modality is Modality.TEXT else self.paths[modality]
 
 
-def query_keys() -> Iterator[tuple[Modality, ...]]:
-    """The 32 official keys in the official order: combination by combination, the anchor first."""
-    for size in range(1, len(QUERY_MODALITIES) + 1):
-        for combination in itertools.combinations(QUERY_MODALITIES, size):
-            for anchor in combination:
-                yield (anchor, *(m for m in combination if m is not anchor))
-
-
 def synthesize(out: Path, settings: SynthSettings, workers: int = 2) -> SynthSummary:
     """Makes the data set in `out`, which must not exist or be empty. All or nothing.
 
@@ -148,6 +141,7 @@ def synthesize(out: Path, settings: SynthSettings, workers: int = 2) -> SynthSum
     Raises:
         DataError: `out` has content, or cannot be written.
     """
+    out = out.resolve()
     with _whole_folder(out) as folder:
         subjects = _cast(settings)
         with ThreadPoolExecutor(workers) as pool:
@@ -280,9 +274,9 @@ def _protocol(albums: list[Album], rng: np.random.Generator) -> dict[str, list[l
     lists: dict[str, list[list[Any]]] = {
         "RGB_GALLERY": [[a.subject.label, path] for a in albums for path in a.paths[Modality.VIS]]
     }
-    for anchor, *others in query_keys():
-        key = "+".join(m.name for m in (anchor, *others))
-        lists[key] = [
+    for kind in QUERY_KINDS:
+        anchor, *others = kind.modalities
+        lists[kind.key] = [
             [a.subject.label, member, *(_pick(a.members(m), rng) for m in others)]
             for a in albums
             for member in a.members(anchor)

@@ -5,8 +5,11 @@ import logging
 import math
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -60,7 +63,8 @@ def connected(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clu
         _silence_raylet()
         try:
             _init(address, values, dashboard)
-            yield Cluster(ray.get_runtime_context().gcs_address, local=address == "local")
+            with _terminated_as_interrupted():
+                yield Cluster(ray.get_runtime_context().gcs_address, local=address == "local")
         finally:
             ray.shutdown()
 
@@ -114,6 +118,26 @@ def _init(address: str, values: dict[str, str], dashboard: bool) -> None:
             f"cannot join the Ray cluster at {address}: {_first_line(e)}; check that it runs, that "
             "cluster.address or RAY_ADDRESS is its head, and that RAY_AUTH_MODE and the token fit"
         ) from e
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which a stopped job gets, as a KeyboardInterrupt; Ray's own handler exits at once.
+
+    Ray sets its handler in `ray.init`, so this comes after it. Only a main thread may set one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _silence_raylet() -> None:

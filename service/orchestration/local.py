@@ -12,7 +12,7 @@ from service.gonogo import Directive
 from service.orchestration.control import News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
-from service.orchestration.runs import Run, interrupted, open_or_create
+from service.orchestration.runs import Run, interrupted, make_run, resume_or_plan
 from service.training.ports import Outcome, Ports
 
 _SHOW_S = 0.5
@@ -37,7 +37,9 @@ def train_here(
     from service.distributed import Distributed
     from service.training.loop import train
 
-    run = open_or_create(config, run_id, resume)
+    run = resume_or_plan(config, run_id, resume)
+    if resume is None:
+        make_run(run)
     if run.config.train.threads is not None:
         torch.set_num_threads(run.config.train.threads)
     world = Distributed.single("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,7 +72,7 @@ def _ports(run: Run, on_progress: OnProgress, stop: threading.Event) -> Ports:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts as usual."""
+    """An event that the first Ctrl-C or SIGTERM sets; the second one acts as usual."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -78,10 +80,12 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
     def note(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[number])
 
-    before = signal.signal(signal.SIGINT, note)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in signals}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -54,13 +54,13 @@ def resolved(config: Config) -> Config:
     )
 
 
-def create_run(config: Config, run_id: str | None = None, parent: Path | None = None) -> Run:
-    """Makes the folder of a new run and writes its `config.yaml`.
+def plan_run(config: Config, run_id: str | None = None, parent: Path | None = None) -> Run:
+    """A new run that is not made yet.
 
     run_id: made here when None. parent: the folder to make it in; `run.storage` when None.
 
     Raises:
-        RunError: the name is taken, or the storage cannot be written.
+        RunError: the name is taken, or the storage is no folder.
     """
     config = resolved(config)
     run_id = run_id or new_run_id(config.run.name)
@@ -70,13 +70,29 @@ def create_run(config: Config, run_id: str | None = None, parent: Path | None = 
             f"run {run_id} exists already in {path.parent}; leave the name out to start a new run, "
             f"or continue it with --resume {run_id}"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir()
-        write_text(path / CONFIG_FILE, config.to_yaml())
-    except OSError as error:
-        raise RunError(f"cannot create the run folder {path}: {error}; see run.storage") from error
     return Run(run_id, path, config)
+
+
+def make_run(run: Run) -> Run:
+    """Makes the folder of a planned run and writes its `config.yaml`.
+
+    Raises:
+        RunError: the storage cannot be written.
+    """
+    try:
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        run.path.mkdir()
+        write_text(run.path / CONFIG_FILE, run.config.to_yaml())
+    except OSError as error:
+        raise RunError(
+            f"cannot create the run folder {run.path}: {error}; see run.storage"
+        ) from error
+    return run
+
+
+def create_run(config: Config, run_id: str | None = None, parent: Path | None = None) -> Run:
+    """A new run, planned and made at once."""
+    return make_run(plan_run(config, run_id, parent))
 
 
 def open_run(run: str, storage: str = "runs") -> Run:
@@ -122,13 +138,13 @@ def resume_run(run: str, config: Config | None = None) -> Run:
     return Run(found.run_id, found.path, config)
 
 
-def open_or_create(config: Config | None, run_id: str | None, resume: str | None) -> Run:
-    """The run to train: the one to resume, or a new one."""
+def resume_or_plan(config: Config | None, run_id: str | None, resume: str | None) -> Run:
+    """The run to train: the one to resume, or a new one, which is still to be made."""
     if resume is not None:
         return resume_run(resume, config)
     if config is None:
         raise ValueError("a new run needs a config")
-    return create_run(config, run_id)
+    return plan_run(config, run_id)
 
 
 def interrupted(run: Run) -> Outcome:

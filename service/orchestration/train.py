@@ -26,7 +26,7 @@ from service.orchestration.cluster import connected, require
 from service.orchestration.control import ControlReader, start_control
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
-from service.orchestration.runs import Run, interrupted, open_or_create, write_text
+from service.orchestration.runs import Run, interrupted, make_run, resume_or_plan, write_text
 from service.orchestration.worker import EndOnFault, Job, WorkerFault, rebuilt, run_worker
 from service.telemetry.exporter import ExporterLease, acquire
 from service.training.ports import Outcome
@@ -58,9 +58,11 @@ def launch_training(
         ClusterError: the cluster is too small or not reachable, or workers were lost too often.
         CrossReidError: what the workers found wrong with config, data or numbers.
     """
-    run = open_or_create(config, run_id, resume)
+    run = resume_or_plan(config, run_id, resume)
     with connected(run.config.cluster) as cluster:
         require(run.config.cluster)
+        if resume is None:
+            make_run(run)
         control = start_control(f"control-{run.run_id}")
         reader = ControlReader(control)
         with exporter_lease(run.config, run.run_id, local=cluster.local) as exporter:

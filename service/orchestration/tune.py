@@ -22,7 +22,16 @@ from service.orchestration.cluster import connected, require
 from service.orchestration.control import ControlReader, start_control
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import OnProgress, Update, ignore
-from service.orchestration.runs import Run, create_run, read_summary, write_summary, write_text
+from service.orchestration.runs import (
+    Run,
+    create_run,
+    make_run,
+    open_run,
+    plan_run,
+    read_summary,
+    write_summary,
+    write_text,
+)
 from service.orchestration.scheduler import GoNoGoScheduler, TrialRecord
 from service.orchestration.space import check_space, num_trials, param_space, with_sample
 from service.orchestration.train import LOOK_S, ended, exporter_lease, fit, stop_trials
@@ -79,11 +88,12 @@ def launch_tuning(
         ClusterError: the cluster is too small for the concurrent trials, or not reachable.
     """
     check_space(config)
-    sweep = create_run(config, experiment_id)
+    sweep = plan_run(config, experiment_id)
     config = sweep.config
     together = min(config.tune.max_concurrent, num_trials(config))
     with connected(config.cluster) as cluster:
         require(config.cluster, trials=together)
+        make_run(sweep)
         control = start_control(f"control-{sweep.run_id}")
         reader = ControlReader(control)
         scheduler = GoNoGoScheduler(config, sweep.path / JOURNAL)
@@ -109,7 +119,12 @@ def _tuner(sweep: Run, scheduler: GoNoGoScheduler, together: int) -> Tuner:
             search_alg=BasicVariantGenerator(max_concurrent=together, random_state=config.run.seed),
             num_samples=config.tune.samples,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(sweep.path), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(sweep.path),
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+            verbose=0,
+        ),
     )
 
 
@@ -132,12 +147,19 @@ def run_trial(sample: dict[str, Any], text: str, path: str, control: str) -> dic
     trial_id = tune.get_context().get_trial_id()
     try:
         config = with_sample(load_text(text), sample)
-        run = create_run(config, trial_id, Path(path))
+        run = _trial_run(config, trial_id, Path(path))
         job = Job(run.config.to_yaml(), str(run.path), control, trial_id, decides=False)
         outcome = ended(run, fit(config, job, (TuneReportCallback(),)))
     except CrossReidError as error:
         return {"outcome": json.dumps({"error": error_values(error)})}
     return {"outcome": json.dumps(outcome.to_dict())}
+
+
+def _trial_run(config: Config, trial_id: str, sweep: Path) -> Run:
+    """The trial's run; Tune starts a trial again whose process was lost."""
+    if (sweep / trial_id).is_dir():
+        return open_run(str(sweep / trial_id))
+    return create_run(config, trial_id, sweep)
 
 
 class _Watch:
@@ -162,9 +184,10 @@ class _Watch:
         try:
             while not self._task.wait(LOOK_S):
                 self._monitor.look(self._reader)
-                self._free(after_s=_GONE_S)
+                self._free(_GONE_S)
             self._monitor.look(self._reader)
-            self._free(after_s=0.0)
+            while not self._free(_GONE_S):
+                time.sleep(LOOK_S)
             results = self._task.result()
             return [results[i] for i in range(len(results))], False
         except KeyboardInterrupt:
@@ -172,19 +195,21 @@ class _Watch:
             stop_trials(keys, self._task, self._monitor, self._reader)
             return [], True
 
-    def _free(self, after_s: float) -> None:
-        """Gives back what killed trials still hold; those that stopped by themselves hold nothing.
+    def _free(self, after_s: float) -> bool:
+        """Gives back what killed trials still hold; True when there is nothing left to give.
 
-        Ray's own cleaner does this only where its dashboard runs.
+        Trials that stopped by themselves hold nothing. Ray's own cleaner does this only where its
+        dashboard runs.
         """
         now = time.monotonic()
-        for key, record in list(self._scheduler.trials.items()):
-            if not record.killed or key in self._freed:
-                continue
+        records = list(self._scheduler.trials.items())
+        killed = [key for key, record in records if record.killed and key not in self._freed]
+        for key in killed:
             if now - self._killed_at.setdefault(key, now) >= after_s:
                 self._freed.add(key)
                 for group in self._monitor.placement_groups(key):
                     remove_placement_group(group)
+        return self._freed.issuperset(killed)
 
 
 def _ended(

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.data.layout import FUSED
@@ -56,6 +56,7 @@ def fused_by_row(shares: list[Share]) -> dict[int, set[int]]:
     }
 
 
+@settings(deadline=None)
 @given(steps(), st.integers(1, 6))
 def test_shares_hold_every_row_once_sorted_by_modality(step: Step, world: int):
     shares = step.shares(world)
@@ -71,6 +72,7 @@ def test_shares_hold_every_row_once_sorted_by_modality(step: Step, world: int):
         assert set(labels) <= set(step.class_index[ids].tolist())
 
 
+@settings(deadline=None)
 @given(steps())
 def test_every_person_with_two_query_modalities_has_one_fused_query(step: Step):
     (share,) = step.shares(1)
@@ -88,11 +90,13 @@ def test_every_person_with_two_query_modalities_has_one_fused_query(step: Step):
                 assert share.class_index[at] == label
 
 
+@settings(deadline=None)
 @given(steps(), st.integers(1, 6), st.integers(1, 6))
 def test_the_world_size_changes_no_fused_query(step: Step, one: int, other: int):
     assert fused_by_row(step.shares(one)) == fused_by_row(step.shares(other))
 
 
+@settings(deadline=None)
 @given(steps(), st.integers(1, 6))
 def test_the_layout_is_the_same_on_every_rank_and_fits_each_share(step: Step, world: int):
     shares = step.shares(world)

@@ -9,6 +9,8 @@ import pytest
 import ray
 
 from service.errors import ExitCode
+from service.gonogo import Directive
+from service.orchestration.control import ControlReader
 from service.orchestration.progress import Update
 from service.orchestration.tune import BEST_FILE, JOURNAL, launch_tuning
 from service.settings import load_config, override
@@ -80,7 +82,7 @@ def test_the_stuck_trial_is_stopped_and_freed_while_the_healthy_one_is_steered(
     assert watcher.free_at - watcher.no_go_at < 10
 
     decisions = [json.loads(x) for x in (sweep.path / JOURNAL).read_text().splitlines()]
-    raised = [d for d in decisions if d["decision"]["verdict"] == "RAISE"][0]
+    raised = next(d for d in decisions if d["decision"]["verdict"] == "RAISE")
     assert raised["trial"] == healthy.trial
     delay = watcher.applied_at[healthy.trial] - raised["time"]
     record_property("seconds_from_raise_to_its_echo_at_the_driver", round(delay, 2))
@@ -103,3 +105,38 @@ def test_the_stuck_trial_is_stopped_and_freed_while_the_healthy_one_is_steered(
     assert summary["best"] == healthy.trial
     told = json.loads((sweep.path / stuck.trial / "summary.json").read_text())
     assert (told["verdict"], told["cause"]) == ("NO_GO", stuck.cause)
+
+
+@pytest.mark.timeout(120)
+def test_a_trial_that_does_not_stop_is_killed_and_its_cpu_is_free(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    send = ControlReader.put
+
+    def put(self: ControlReader, key: str, directive: Directive) -> None:
+        """A trial that never hears that it must stop."""
+        if not directive.stop:
+            send(self, key, directive)
+
+    monkeypatch.setattr(ControlReader, "put", put)
+    settings = override(
+        small_config(records),
+        [
+            f"run.storage={tmp_path}",
+            "tune.space={optim.head_lr: {grid: [1e-6]}}",
+            "tune.grace_s=0.5",
+            "train.max_steps=5000",
+        ],
+    )
+    sweep = launch_tuning(settings)
+    (row,) = sweep.rows
+    assert (row.verdict, row.cause) == (
+        "NO_GO",
+        "the head's learning rate is too small to move the head",
+    )
+    assert row.steps < 5000
+    assert sweep.exit_code == ExitCode.NO_GO
+    until = time.monotonic() + 10
+    while ray.available_resources().get("CPU", 0) < 2:
+        assert time.monotonic() < until, "the killed trial still holds its CPU"
+        time.sleep(0.2)

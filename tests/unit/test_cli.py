@@ -29,11 +29,6 @@ def config(tmp_path: Path) -> str:
     return str(file)
 
 
-@pytest.fixture(autouse=True)
-def _keep_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-
-
 def run(capsys: Any, *words: str) -> tuple[int, str, str]:
     code = cli.main(list(words))
     out, err = capsys.readouterr()

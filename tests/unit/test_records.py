@@ -1,8 +1,12 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -152,6 +156,17 @@ def test_records_pickle_as_their_address(folder):
     assert again.fingerprint == records.fingerprint
 
 
+def test_reading_imports_neither_torch_nor_pandas(folder):
+    """Either would cost every process that reads tens of megabytes."""
+    code = (
+        "import sys; from service.data.records import Records\n"
+        f"records = Records.open({str(folder)!r}, 'test')\n"
+        "records.jpeg(0), records.caption(0), records.tokens([0]), records.queries\n"
+        "sys.exit(bool({'torch', 'pandas', 'open_clip'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_threads_read_the_same_as_one(folder):
     records = Records.open(str(folder), "train")
     expected = read_all(records)
@@ -281,6 +296,31 @@ def test_openers_at_the_same_time_fetch_once(remote, tmp_path, monkeypatch):
         rows = [pool.submit(open_together) for _ in range(6)]
         assert {future.result() for future in rows} == {30}
     assert len(calls) == 1
+
+
+def test_processes_of_a_node_fetch_each_file_once_between_them(folder, tmp_path):
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            if self.command == "GET":
+                fetched.append(self.path)
+
+    fetched: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        code = (
+            "from service.data.records import Records\n"
+            f"records = Records.open({url!r}, 'train', cache={str(tmp_path)!r})\n"
+            "records.verify()\n"
+            "print(records.num_rows)"
+        )
+        command = [sys.executable, "-c", code]
+        openers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+        found = [opener.communicate(timeout=120)[0] for opener in openers]
+        server.shutdown()
+    assert found == [b"30\n"] * 3
+    shards = [path for path in fetched if path.endswith(".arrow")]
+    assert sorted(shards) == [f"/train-{i:05d}.arrow" for i in range(5)]
 
 
 def test_a_cached_file_that_was_cut_is_fetched_again(remote, tmp_path, monkeypatch):

@@ -1,0 +1,54 @@
+"""Training in this process through the same door as on Ray: interrupted, resumed, evaluated."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from service.errors import CheckpointError, ExitCode
+from service.orchestration.evaluate import evaluate_run
+from service.orchestration.local import train_here
+from service.orchestration.progress import Update
+from service.orchestration.runs import create_run, read_summary
+from service.settings import override
+from tests.small import small_config
+
+
+def test_an_interrupted_run_goes_on_where_it_was_and_can_be_evaluated(
+    records: Path, tmp_path: Path
+):
+    settings = override(small_config(records), [f"run.storage={tmp_path}"])
+    updates: list[Update] = []
+
+    def interrupt(update: Update) -> None:
+        updates.append(update)
+        if update.step >= 5 and not any(u.step >= 5 for u in updates[:-1]):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    run, outcome = train_here(settings, on_progress=interrupt)
+    assert (outcome.verdict, outcome.exit_code) == ("INTERRUPTED", ExitCode.INTERRUPTED)
+    assert signal.getsignal(signal.SIGINT) is before
+    stopped = read_summary(run.path)
+    assert stopped is not None
+    assert stopped["verdict"] == "STOPPED"
+    assert 5 <= stopped["steps"] < settings.train.max_steps
+    assert any("[sampler]" in message for update in updates for message in update.messages)
+
+    again, outcome = train_here(None, resume=str(run.path))
+    assert again.path == run.path
+    assert (outcome.verdict, outcome.exit_code) == ("GO", ExitCode.OK)
+    assert outcome.summary["steps"] == settings.train.max_steps
+
+    _, summary = evaluate_run(str(run.path))
+    assert summary["evaluated_step"] == settings.train.max_steps
+    assert summary["mAP"]["mean"] > summary["chance_mAP"]
+    assert summary["verdict"] == "GO"
+    assert read_summary(run.path) == summary
+
+
+def test_a_run_without_a_checkpoint_cannot_be_evaluated(records: Path, tmp_path: Path):
+    run = create_run(override(small_config(records), [f"run.storage={tmp_path}"]), "empty")
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        evaluate_run(str(run.path))

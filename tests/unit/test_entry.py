@@ -1,0 +1,89 @@
+"""Job entrypoints: short, importing orchestration only, and fit to be started again."""
+
+import ast
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.config import Config
+from service.errors import ExitCode
+from service.orchestration import entry, train
+from service.orchestration.runs import create_run
+from service.settings import load_config
+from service.telemetry.logs import LOGGER
+from service.training.ports import Outcome
+
+JOBS = sorted(Path(__file__).parents[2].glob("jobs/[a-z]*.py"))
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[list[str]]:
+    """What the entry says; its handler is taken away again."""
+    lines: list[str] = []
+    logger = logging.getLogger(LOGGER)
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.propagate = False
+    yield lines
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    file = tmp_path / "night.yaml"
+    text = f"run: {{name: night, storage: {tmp_path}/runs}}\ndata: {{records: {tmp_path}}}\n"
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_a_job_is_short_and_imports_orchestration_only(job: Path):
+    text = job.read_text()
+    assert len(text.splitlines()) < 20
+    modules = {n.module for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)}
+    assert all(module.startswith("service.orchestration") for module in modules)
+
+
+def test_all_jobs_are_there():
+    assert {"train", "tune", "evaluate", "ingest"} <= {job.stem for job in JOBS}
+
+
+def fake_launch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    given: list[tuple[Any, Any]] = []
+
+    def launch(config: Config, *, run_id: Any, resume: Any, on_progress: Any) -> Any:
+        given.append((run_id, resume))
+        name = run_id or "new"
+        run = create_run(config, name) if resume is None else create_run(config, f"{name}2")
+        return run, Outcome("NO_GO", "x", "it stands", "move it", 3, {})
+
+    monkeypatch.setattr(train, "launch_training", launch)
+    return given
+
+
+def test_a_job_started_again_with_its_run_id_continues_the_run(
+    config: str, monkeypatch: pytest.MonkeyPatch, log: list[str]
+):
+    given = fake_launch(monkeypatch)
+    words = [config, "train.epochs=3", "--run-id", "night-1"]
+    assert entry.train_entry(words) == ExitCode.NO_GO
+    assert entry.train_entry(words) == ExitCode.NO_GO
+    assert given == [("night-1", None), (None, "night-1")]
+    assert "NO_GO: it stands - move it" in log
+    made = Path(load_config(config).run.storage) / "night-1" / "config.yaml"
+    assert load_config(made).train.epochs == 3
+
+
+def test_a_mistake_is_one_line_and_its_exit_code(config: str, log: list[str]):
+    assert entry.train_entry([config, "train.epoch=3"]) == ExitCode.USER_ERROR
+    assert len(log) == 1
+    assert log[0].startswith("ConfigError: ")
+    assert entry.evaluate_entry(["nobody"]) == ExitCode.USER_ERROR
+    assert entry.ingest_entry(["folder"]) == ExitCode.USER_ERROR
+    assert entry.tune_entry([config]) == ExitCode.USER_ERROR
+    assert entry.train_entry([]) == ExitCode.USER_ERROR
+    assert entry.train_entry([config, "--run-id"]) == ExitCode.USER_ERROR
