@@ -123,11 +123,12 @@ def manifest(found: "Manifest", pairable: int, unpairable: list[str]) -> str:
     if unpairable:
         shown = ", ".join(unpairable[:20]) + (" ..." if len(unpairable) > 20 else "")
         lines.append(f"not pairable (no VIS, or nothing else), by directory: {shown}")
-    for reason, number in found.dropped_queries.items():
-        lines.append(f"queries left out: {number}, {reason}")
+    dropped = [f"{number} {reason}" for reason, number in found.dropped_queries.items() if number]
+    if dropped:
+        lines.append(f"queries left out: {', '.join(dropped)}")
     lines.append(f"quarantined: {len(found.quarantined)}")
     lines += [f"  {bad.split} {bad.source}: {bad.reason}" for bad in found.quarantined]
-    lines += [f"{name}: {number}" for name, number in found.notes.items()]
+    lines += [f"{name}: {number}" for name, number in found.notes.items() if number]
     return _plain(table) + "\n".join(lines) + "\n"
 
 
