@@ -44,13 +44,13 @@ class Tuning:
 
     nir_contrast: float = 1.0
     """Share of the reflectance differences that the camera keeps; 0 is one grey."""
-    nir_dye_spread: float = 0.05
+    nir_dye_spread: float = 0.08
     """* Standard deviation of a garment's reflectance from photo to photo."""
-    nir_blur: float = 0.008
+    nir_blur: float = 0.014
     """* Largest blur."""
-    nir_noise: float = 0.04
+    nir_noise: float = 0.06
     """* Standard deviation of the sensor's noise."""
-    nir_occluder: float = 0.25
+    nir_occluder: float = 0.3
     """* Probability that something hides a part of the figure."""
 
     cp_paleness: float = 0.45

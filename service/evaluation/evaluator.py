@@ -226,7 +226,7 @@ def _rank(
 
     def scores(unit: _RankUnit) -> Tensor:
         members = queries[unit.query].members[unit.part]
-        label = torch.as_tensor(queries[unit.query].label[unit.part], device=device)
+        label = torch.tensor(queries[unit.query].label[unit.part], device=device)
         fused = embedded[_positions(needed, members, device)]
         fused = model.fuse(fused) if fused.shape[1] > 1 else fused[:, 0]
         after = normalize(model.neck(fused), dim=1)

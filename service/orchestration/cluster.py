@@ -42,11 +42,12 @@ def environment(config: ClusterConfig) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def connected(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Cluster]:
+def connected(config: ClusterConfig) -> Iterator[Cluster]:
     """A connection to the cluster that `config` names, closed at the end.
 
-    `cluster.address`, else RAY_ADDRESS, else a cluster on this machine that listens on loopback
-    only and ends with this block. A connection that this process already has is used and left open.
+    `cluster.address`, else RAY_ADDRESS, else a cluster on this machine that ends with this block;
+    it has no dashboard, and Ray's own ports ask for its token. A connection that this process
+    already has is used and left open. Meanwhile SIGTERM is a KeyboardInterrupt.
 
     Raises:
         ClusterError: the cluster cannot be reached, or refuses the token.
@@ -56,13 +57,15 @@ def connected(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clu
     if address == "local":
         # Nothing takes this machine away with a warning: one actor less to start.
         values["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        # A cluster that we start tells nobody outside that it runs.
+        values["RAY_USAGE_STATS_ENABLED"] = "0"
     with _set(values):
         if ray.is_initialized():
             yield Cluster(ray.get_runtime_context().gcs_address, local=False)
             return
         _silence_raylet()
         try:
-            _init(address, values, dashboard)
+            _init(address, values)
             with _terminated_as_interrupted():
                 yield Cluster(ray.get_runtime_context().gcs_address, local=address == "local")
         finally:
@@ -100,13 +103,12 @@ def _remedy(each: float, has: float, trials: int) -> str:
     return f"cluster.num_workers={fitting}"
 
 
-def _init(address: str, values: dict[str, str], dashboard: bool) -> None:
+def _init(address: str, values: dict[str, str]) -> None:
     quiet = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         ray.init(
             address="local",
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
+            include_dashboard=False,
             object_store_memory=_STORE_BYTES,
             **quiet,
         )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from ray.util.placement_group import PlacementGroup
@@ -45,11 +46,14 @@ class Monitor:
         self._on_progress = on_progress
         self._now = now
         self._trials: dict[str, _Trial] = {}
+        self._decisions: SimpleQueue[tuple[str, Decision]] = SimpleQueue()
         self._renewed_at = now()
 
     def look(self, reader: ControlReader) -> None:
         """One look at the control plane; to be called about twice a second from one thread."""
-        for news in reader.read():
+        found = reader.read()
+        self._hear_decisions()
+        for news in found:
             self.hear(news)
         if self._exporter is not None and self._now() - self._renewed_at > LEASE_S / 4:
             self._renewed_at = self._now()
@@ -79,13 +83,11 @@ class Monitor:
         )
 
     def decided(self, key: str, decision: Decision) -> None:
-        """Notes a decision that was taken outside the trial, and says it when it is a new one."""
-        trial = self._trial(key)
-        trial.verdict = str(decision.verdict)
-        lines = self._decision(trial, decision.to_dict())
-        self._push(key)
-        if lines:
-            self._on_progress(Update(trial=key, messages=tuple(lines)))
+        """Notes a decision that was taken outside the trial; said at the next look if it is new.
+
+        May be called in any thread.
+        """
+        self._decisions.put((key, decision))
 
     def ended(self, key: str) -> None:
         """The trial has ended by itself."""
@@ -100,9 +102,20 @@ class Monitor:
         """What holds, or held, the resources of the trial's workers."""
         return list(self._trial(key).placement_groups)
 
-    def has_started(self, key: str) -> bool:
-        """Whether the trial's workers have come up at least once."""
-        return self._trial(key).starts > 0
+    @property
+    def started(self) -> list[str]:
+        """The trials whose workers have come up at least once."""
+        return [key for key, trial in self._trials.items() if trial.starts]
+
+    def _hear_decisions(self) -> None:
+        while not self._decisions.empty():
+            key, decision = self._decisions.get()
+            trial = self._trial(key)
+            trial.verdict = str(decision.verdict)
+            lines = self._decision(trial, decision.to_dict())
+            self._push(key)
+            if lines:
+                self._on_progress(Update(trial=key, messages=tuple(lines)))
 
     def _event(self, trial: _Trial, event: dict[str, Any]) -> list[str]:
         """Takes a journal line in; gives what to say about it."""

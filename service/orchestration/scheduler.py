@@ -32,6 +32,7 @@ class TrialRecord:
     """
 
     rules: Rules
+    sample: dict[str, Any] = field(default_factory=dict)
     state: PolicyState = field(default_factory=PolicyState)
     step: int = -1
     decisions: list[Decision] = field(default_factory=list)
@@ -116,7 +117,8 @@ class GoNoGoScheduler(FIFOScheduler):
         found = self.trials.get(trial.trial_id)
         if found is None:
             rules = Rules.of(with_sample(self._config, trial.config))
-            found = _replayed(TrialRecord(rules), _read(self._journal), trial.trial_id, step)
+            new = TrialRecord(rules, dict(trial.config))
+            found = _replayed(new, _read(self._journal), trial.trial_id, step)
             self.trials[trial.trial_id] = found
         return found
 

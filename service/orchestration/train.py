@@ -1,9 +1,11 @@
 """Training from the driver: a run folder, Ray Train workers, and an eye on them until they end."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
@@ -37,6 +39,7 @@ STOP_S = 15.0
 """Seconds that an interrupted run has to write its checkpoint."""
 START_TRIES = 10
 """Worker groups that may fail to start, at about a minute each, before the run gives up."""
+_RAY_FOLDER = "ray"
 
 
 def launch_training(
@@ -87,8 +90,8 @@ def fit(
 ) -> dict[str, Any]:
     """Runs the workers to their end; what rank 0 returned, or {"fault": ...} for a program's error.
 
-    Ray keeps its own files in `<run dir>/ray`. Checkpoints are the loop's, so that Ray's are empty
-    and a second call with the same folder goes on where the loop's last checkpoint is.
+    Ray keeps a marker in `<run dir>/ray` meanwhile. Checkpoints are the loop's and unknown to Ray,
+    so that a second call for the same run goes on where the loop's last checkpoint is.
 
     Raises:
         ClusterError: workers were lost too often, or could not be started.
@@ -98,7 +101,7 @@ def fit(
         train_loop_config=asdict(job),
         scaling_config=_scaling(config),
         run_config=RunConfig(
-            name="ray",
+            name=_RAY_FOLDER,
             storage_path=job.run_dir,
             failure_config=FailureConfig(
                 max_failures=config.cluster.max_failures,
@@ -116,6 +119,7 @@ def fit(
             f"the training's controller was lost: {_first_line(error)}; continue with --resume"
         ) from error
     assert isinstance(returned, dict)
+    shutil.rmtree(Path(job.run_dir) / _RAY_FOLDER, ignore_errors=True)
     return returned
 
 
@@ -173,15 +177,13 @@ def _watch(
         return ended(run, task.result())
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt):
-            stop_trials([MAIN_TRIAL], task, monitor, reader)
+            stop_trials(task, monitor, reader)
         return interrupted(run)
 
 
-def stop_trials(
-    keys: list[str], task: Background[Any], monitor: Monitor, reader: ControlReader
-) -> None:
+def stop_trials(task: Background[Any], monitor: Monitor, reader: ControlReader) -> None:
     """Asks started trials to write their checkpoint and stop; waits at most `STOP_S` for `task`."""
-    started = [key for key in keys if monitor.has_started(key)]
+    started = monitor.started
     for key in started:
         number = monitor.applied(key) + 1
         reader.put(key, Directive(number=number, stop=True, reason="interrupted"))

@@ -1,5 +1,6 @@
 """A sweep: Ray Tune starts trials, each nests a Ray Train run, the scheduler judges them."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -101,7 +102,7 @@ def launch_tuning(
             monitor = Monitor(config.policy, exporter, on_progress)
             scheduler.attach(reader.put, lambda key, _, decision: monitor.decided(key, decision))
             place = f"; metrics at {exporter.address}" if exporter else ""
-            head = f"sweep {sweep.run_id} of {num_trials(config)} trials in {sweep.path}{place}"
+            head = f"{sweep.run_id} with {num_trials(config)} trials in {sweep.path}{place}"
             on_progress(Update(trial=SWEEP, messages=(head,)))
             tuner = _tuner(sweep, scheduler, together)
             watch = _Watch(Background(tuner.fit), scheduler, monitor, reader)
@@ -191,8 +192,8 @@ class _Watch:
             results = self._task.result()
             return [results[i] for i in range(len(results))], False
         except KeyboardInterrupt:
-            keys = list(self._scheduler.trials)
-            stop_trials(keys, self._task, self._monitor, self._reader)
+            with contextlib.suppress(KeyboardInterrupt):
+                stop_trials(self._task, self._monitor, self._reader)
             return [], True
 
     def _free(self, after_s: float) -> bool:
@@ -215,7 +216,10 @@ class _Watch:
 def _ended(
     sweep: Run, results: list[Any], records: dict[str, TrialRecord], was_interrupted: bool
 ) -> Sweep:
-    rows = tuple(_row(sweep, result, records) for result in results)
+    if was_interrupted:
+        rows = tuple(_stopped(key, record) for key, record in records.items())
+    else:
+        rows = tuple(_row(sweep, result, records) for result in results)
     best = _best(rows)
     if best is not None:
         write_text(sweep.path / BEST_FILE, _best_yaml(sweep, best))
@@ -254,6 +258,12 @@ def _row(sweep: Run, result: Any, records: dict[str, TrialRecord]) -> Row:
         summary |= {"verdict": row.verdict, "cause": row.cause}
         write_summary(sweep.path / trial, summary)
     return replace(row, summary=summary)
+
+
+def _stopped(key: str, record: TrialRecord) -> Row:
+    """The line of a trial in a sweep that the user stopped."""
+    row = Row(trial=key, sample=record.sample, verdict="STOPPED", steps=record.step)
+    return _judged(row, record.verdict)
 
 
 def _judged(row: Row, decision: Decision | None) -> Row:

@@ -18,7 +18,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_records(tmp_path_factory.mktemp("small"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[None]:
     """Two logical CPUs, whatever the machine has: a run of two workers fills it."""
     values = environment(ClusterConfig(poll_s=0.1)) | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}

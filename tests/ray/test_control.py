@@ -7,7 +7,6 @@ import time
 from typing import Any
 from urllib.request import urlopen
 
-import psutil
 import pytest
 import ray
 
@@ -22,6 +21,7 @@ from service.orchestration.control import (
 )
 from service.telemetry.exporter import ACTOR_NAME, NAMESPACE, acquire
 from service.telemetry.lines import TrialSeries
+from tests.ray.processes import pids_of
 
 pytestmark = [
     pytest.mark.ray,
@@ -80,7 +80,7 @@ def test_a_killed_control_plane_comes_back_and_a_poll_meanwhile_does_not_block()
     reader = ControlReader(control)
     client.report({"event": "workers"})
     until(lambda: any(news.events for news in reader.read()))
-    for pid in _pids_of("ControlState"):
+    for pid in pids_of("ControlState"):
         os.kill(pid, signal.SIGKILL)
     begin = time.perf_counter()
     for _ in range(5):
@@ -92,12 +92,6 @@ def test_a_killed_control_plane_comes_back_and_a_poll_meanwhile_does_not_block()
     assert found[0].stop
     client.report({"event": "after"})
     until(lambda: any(news.events for news in reader.read()))
-
-
-def _pids_of(name: str) -> list[int]:
-    """This test's own processes whose command line says `name`."""
-    children = psutil.Process().children(recursive=True)
-    return [p.pid for p in children if name in " ".join(p.cmdline())]
 
 
 def exporter_is_gone() -> bool:

@@ -6,17 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from service.config import Config
 from service.errors import ClusterError, DataError, ExitCode, RunError
 from service.orchestration.progress import Update
-from service.orchestration.runs import Run, read_summary
-from service.orchestration.train import launch_training
+from service.orchestration.runs import Run, create_run, read_summary
+from service.orchestration.train import ended, fit, launch_training
+from service.orchestration.worker import Job, WorkerFault
 from service.settings import override
 from service.training.checkpoint import checkpoints, step_of
 from service.training.journal import read_journal
+from tests.ray.processes import pids_of
 from tests.small import small_config
 
 pytestmark = [
@@ -49,7 +50,7 @@ class Watcher:
     def __call__(self, update: Update) -> None:
         self.updates.append(update)
         if self.kill_at is not None and update.step >= self.kill_at and self.killed_at_s is None:
-            os.kill(training_processes()[0], signal.SIGKILL)
+            os.kill(pids_of("RayTrainWorker")[0], signal.SIGKILL)
             self.killed_at_s = time.monotonic()
         if self.killed_at_s and update.restarts and self.back_after_s is None:
             self.back_after_s = time.monotonic() - self.killed_at_s
@@ -60,19 +61,6 @@ class Watcher:
     @property
     def messages(self) -> list[str]:
         return [message for update in self.updates for message in update.messages]
-
-
-def training_processes() -> list[int]:
-    """Pids of this test's Ray Train workers, which are children of its raylet."""
-    children = psutil.Process().children(recursive=True)
-    return [p.pid for p in children if "RayTrainWorker" in " ".join(_command(p))]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def starts(run: Run) -> list[dict[str, Any]]:
@@ -138,6 +126,25 @@ def test_what_the_workers_find_wrong_is_the_commands_error_and_not_retried(
     with pytest.raises(DataError, match=r"images of \(48, 24\)"):
         launch_training(wrong, on_progress=watcher)
     assert max(update.restarts for update in watcher.updates) == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_fault_of_the_program_ends_the_run_with_its_traceback_and_is_not_retried(
+    records: Path, tmp_path: Path
+):
+    settings = config(records, tmp_path, "cluster.num_workers=1")
+    run = create_run(settings)
+
+    def crash(values: dict[str, Any]) -> dict[str, Any]:
+        tries = Path(values["run_dir"]) / "tries"
+        tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+        raise WorkerFault("TypeError: no such thing", "Traceback: here")
+
+    outcome = ended(run, fit(settings, Job("", str(run.path), "", ""), worker=crash))
+    assert (outcome.verdict, outcome.exit_code) == ("ERROR", 1)
+    assert outcome.words == "TypeError: no such thing"
+    assert (run.path / "error.txt").read_text() == "Traceback: here"
+    assert (run.path / "tries").read_text() == "x"
 
 
 def test_more_workers_than_the_cluster_has_are_refused_before_anything_starts(

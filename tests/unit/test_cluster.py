@@ -59,6 +59,8 @@ def test_a_cluster_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPat
         raise ConnectionError("nobody listens\nat all")
 
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     config = ClusterConfig(address="192.0.2.1:6379")
     with (
         pytest.raises(ClusterError, match=r"cannot join the Ray cluster at 192\.0\.2\.1:6379"),
