@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt
 $(RECORDS): | $(READY)
 	@rm -rf runs/data
 	$(ENV) $(BIN)/crossreid data synth runs/data/orbench
-	$(ENV) $(BIN)/crossreid data ingest runs/data/orbench runs/data/records --size 96 48
+	$(ENV) $(BIN)/crossreid data ingest runs/data/orbench runs/data/records --size 96x48
 
 demo: $(READY) $(RECORDS)
 	$(ENV) $(BIN)/crossreid train configs/demo.yaml

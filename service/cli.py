@@ -94,7 +94,7 @@ def _add_data(commands: Any) -> None:
     synth.add_argument("--images", type=int, default=30, help="images of each person")
     synth.add_argument("--size", default="96x48", help="HEIGHTxWIDTH in pixels")
     synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--difficulty", type=float, default=0.5, help="0 to 1")
+    synth.add_argument("--difficulty", type=float, default=0.3, help="0 to 1")
     synth.add_argument("--test-share", type=float, default=1 / 3, help="of the people")
     synth.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
     ingest = _command(kinds, "ingest", _ingest, "read an ORBench-format folder into records")
