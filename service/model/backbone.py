@@ -6,15 +6,32 @@ through its own patch embedding and all of them share one pass through the trans
 """
 
 import copy
+from operator import attrgetter
 
 import open_clip
 import torch
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from service.config import BackboneConfig, TowerConfig
 from service.errors import ModelError
 from service.modality import IMAGE_MODALITIES
+
+_PARTS = {
+    "class_embedding": "visual.class_embedding",
+    "image_positions": "visual.positional_embedding",
+    "image_ln_pre": "visual.ln_pre",
+    "image_transformer": "visual.transformer",
+    "image_ln_post": "visual.ln_post",
+    "image_projection": "visual.proj",
+    "token_embedding": "token_embedding",
+    "text_positions": "positional_embedding",
+    "text_transformer": "transformer",
+    "text_ln_final": "ln_final",
+    "text_projection": "text_projection",
+}
+"""Our name of each part, and open_clip's."""
 
 
 class Backbone(nn.Module):
@@ -23,24 +40,33 @@ class Backbone(nn.Module):
     Legend: n images, m captions, L tokens, D embed_dim.
     """
 
-    def __init__(self, clip: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    class_embedding: nn.Parameter
+    image_positions: nn.Parameter
+    image_ln_pre: nn.Module
+    image_transformer: nn.Module
+    image_ln_post: nn.Module
+    image_projection: nn.Parameter
+    token_embedding: nn.Module
+    text_positions: nn.Parameter
+    text_transformer: nn.Module
+    text_ln_final: nn.Module
+    text_projection: nn.Parameter
+    attn_mask: Tensor
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
         super().__init__()
-        visual = _checked(clip)
+        clip, visual = _checked(clip)
         self.patch = nn.ModuleDict(
             {modality.label: copy.deepcopy(visual.conv1) for modality in IMAGE_MODALITIES}
         )
-        self.class_embedding = visual.class_embedding
-        self.image_positions = visual.positional_embedding
-        self.image_ln_pre = visual.ln_pre
-        self.image_transformer = visual.transformer
-        self.image_ln_post = visual.ln_post
-        self.image_projection = visual.proj
-        self.token_embedding = clip.token_embedding
-        self.text_positions = clip.positional_embedding
-        self.text_transformer = clip.transformer
-        self.text_ln_final = clip.ln_final
-        self.text_projection = clip.text_projection
-        self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
+        for name, path in _PARTS.items():
+            setattr(self, name, attrgetter(path)(clip))
+        self.register_buffer("attn_mask", clip.get_buffer("attn_mask"), persistent=False)
         self.mean = mean
         self.std = std
         self.dim: int = self.image_projection.shape[1]
@@ -120,20 +146,20 @@ def _small(tower: TowerConfig, image_size: tuple[int, int]) -> nn.Module:
     return open_clip.CLIP(embed_dim=tower.embed_dim, vision_cfg=vision, text_cfg=text)
 
 
-def _checked(clip: nn.Module) -> nn.Module:
-    """The vision tower of a CLIP whose shape `Backbone` knows."""
+def _checked(clip: nn.Module) -> tuple[CLIP, VisionTransformer]:
+    """The CLIP and its vision tower, if `Backbone` knows their shape."""
     visual = getattr(clip, "visual", None)
-    fits = (
-        isinstance(visual, open_clip.transformer.VisionTransformer)
+    if (
+        isinstance(clip, CLIP)
+        and isinstance(visual, VisionTransformer)
         and visual.attn_pool is None
         and visual.pool_type == "tok"
-        and getattr(clip, "text_pool_type", None) == "argmax"
-        and isinstance(getattr(clip, "text_projection", None), nn.Parameter)
+        and clip.text_pool_type == "argmax"
+        and isinstance(clip.text_projection, nn.Parameter)
         and clip.attn_mask is not None
+    ):
+        return clip, visual
+    raise ModelError(
+        f"{type(clip).__name__} is not a CLIP with a vision transformer, class token and causal "
+        "text tower; choose a ViT of open_clip such as ViT-B-16"
     )
-    if not fits:
-        raise ModelError(
-            f"{type(clip).__name__} is not a CLIP with a vision transformer, class token and "
-            "causal text tower; choose a ViT of open_clip such as ViT-B-16"
-        )
-    return visual
