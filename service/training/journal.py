@@ -1,7 +1,7 @@
 """The run's journal: one JSON line an event, append-only, the record that outlives every process.
 
-A resumed run writes under the next attempt number. What an earlier attempt wrote past the resumed
-checkpoint is superseded: `effective` leaves it out.
+A resumed run writes under the next attempt number, and its `start` names the step it goes on from;
+what earlier attempts wrote past that step is superseded.
 """
 
 import json
@@ -51,13 +51,3 @@ def read_journal(run_dir: Path) -> list[Event]:
 def last_attempt(events: Iterable[Event]) -> int:
     """The highest attempt number, 0 before the first."""
     return max((event["attempt"] for event in events), default=0)
-
-
-def effective(events: Iterable[Event]) -> list[Event]:
-    """The events that count: each attempt's, up to the step at which a later one resumed."""
-    kept: list[Event] = []
-    for event in events:
-        if event["event"] == "start":
-            kept = [e for e in kept if e.get("step", 0) <= event["step"]]
-        kept.append(event)
-    return kept

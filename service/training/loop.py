@@ -9,9 +9,7 @@ record, a directive) is agreed by all ranks before anybody acts on it.
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +18,29 @@ from service.config import Config
 from service.data.layout import Batch
 from service.data.records import Records
 from service.distributed import Distributed
-from service.errors import CrossReidError, DataError, NonFiniteError
+from service.errors import CheckpointError, CrossReidError, DataError, NonFiniteError
 from service.evaluation.evaluator import evaluate
-from service.gonogo import Decision, Directive, Rules, Verdict, decide
+from service.gonogo import Decision, Rules, Verdict, decide
 from service.health import Gauges, HealthReport
 from service.losses.objective import NUM_KINDS, LossTerms, SdmWeight, StepRows, objective
 from service.losses.pairs import Pairs
 from service.modality import Modality
+from service.training import events
 from service.training.checkpoint import CheckpointWriter, checkpoints, read_checkpoint
 from service.training.ending import ending, health_facts
-from service.training.journal import Journal, effective, last_attempt, read_journal
+from service.training.journal import Event, Journal, last_attempt, read_journal
 from service.training.meters import StepMeter
 from service.training.optim import LaggedFlag, guard, learning_rates, set_rates
-from service.training.parts import build_parts, step_seed, to_inputs
+from service.training.parts import (
+    build_parts,
+    raise_together,
+    step_seed,
+    to_inputs,
+    together,
+)
 from service.training.ports import Outcome, Ports
 from service.training.state import Progress
-
-Event = dict[str, Any]
+from service.training.steering import Steering
 
 
 def train(config: Config, run_dir: Path, world: Distributed, ports: Ports) -> Outcome:
@@ -72,24 +76,25 @@ class Trainer:
             run_dir, fingerprint=config.fingerprint(), keep=config.train.keep_checkpoints
         )
         self.progress = Progress()
-        self.pending: list[Directive] = []
-        self.stopped: Directive | None = None
+        self.steering = Steering(world, ports.poll, self.emit)
         self.newest: HealthReport | None = None
         self.decision: Decision | None = None
         self.journal: Journal | None = None
+        self.write_error: CrossReidError | None = None
         self.head_before = torch.empty(0)
         self.began = time.monotonic()
 
     def run(self) -> Outcome:
         self._resume()
-        self._emit_start()
+        self.emit(events.start(self.config, self.parts, self.progress, self.world.world))
         self.head_before = self.parts.model.classifier.weight.detach().clone()
         self.parts.health.start(float(self.head_before.norm()))
         self.parts.model.train()
         for batch, waited_s in self._batches():
             self._step(batch, waited_s)
         self._checkpoint()
-        self.writer.close()
+        together(self.world, self.writer.close)
+        raise_together(self.world, self.write_error)
         return self._finish()
 
     def emit(self, event: Event) -> None:
@@ -114,7 +119,8 @@ class Trainer:
             ([str(p) for p in checkpoints(self.run_dir)], read_journal(self.run_dir))
         )
         if found:
-            state = read_checkpoint(Path(found[-1]), fingerprint=self.config.fingerprint())
+            newest, fingerprint = Path(found[-1]), self.config.fingerprint()
+            state = together(self.world, lambda: read_checkpoint(newest, fingerprint=fingerprint))
             parts = self.parts
             parts.model.load_state_dict(state["model"])
             parts.optimizer.load_state_dict(state["optimizer"])
@@ -122,30 +128,9 @@ class Trainer:
             if parts.memory is not None:
                 parts.memory.load_state_dict(state["memory"])
             self.progress = Progress.from_dict(state["progress"])
-        self.pending = [
-            replace(Directive.from_dict(event["directive"]), apply_at_step=event["step"] + 1)
-            for event in effective(past)
-            if event["event"] == "directive" and event["step"] >= self.progress.step
-        ]
+        self.steering.replay(past, after_step=self.progress.step)
         if self.world.rank == 0:
             self.journal = Journal(self.run_dir, last_attempt(past) + 1)
-
-    def _emit_start(self) -> None:
-        parts = self.parts
-        num_classes = parts.records.num_classes
-        self.emit(
-            {
-                "event": "start",
-                "step": self.progress.step,
-                "world_size": self.world.world,
-                "num_classes": num_classes,
-                "config_fingerprint": self.config.fingerprint(),
-                "precision": self.config.train.precision,
-                "plan": parts.plan.stats.text(),
-                "trainable": {n: len(p) for n, p in parts.model.parameter_groups().items()},
-                "schedule": self.schedule.preview(num_classes),
-            }
-        )
 
     # -- batches, agreed on ------------------------------------------------------------------
 
@@ -157,70 +142,29 @@ class Trainer:
             batches = self.parts.loader.epoch(
                 epoch, self.progress.step % self.schedule.steps_per_epoch
             )
-            self._emit_epoch(epoch)
+            self.emit(events.epoch(self.config, self.progress, epoch))
             try:
                 while not self._is_over() and self.schedule.epoch(self.progress.step + 1) == epoch:
                     begin = time.perf_counter()
                     batch, error = _next_batch(batches)
                     waited_s = time.perf_counter() - begin
-                    self._agree(error)
-                    if self.stopped or batch is None:
+                    self.steering.before_step(self.progress, error or self.write_error)
+                    if self.steering.stopped or batch is None:
                         return
                     yield batch, waited_s
             finally:
                 batches.close()
 
     def _is_over(self) -> bool:
-        return self.progress.step >= self.schedule.total or self.stopped is not None or self._no_go
+        return (
+            self.progress.step >= self.schedule.total
+            or self.steering.stopped is not None
+            or self._no_go
+        )
 
     @property
     def _no_go(self) -> bool:
         return self.progress.policy.verdict is Verdict.NO_GO
-
-    def _emit_epoch(self, epoch: int) -> None:
-        sdm = self.progress.sdm
-        self.emit(
-            {
-                "event": "epoch",
-                "epoch": epoch,
-                "step": self.progress.step,
-                "sdm_weight": sdm.weight,
-                "use_sdm": sdm.active,
-                "sdm_reason": sdm.reason,
-                "head_lr": self.progress.head.lr(self.config.optim.head_lr),
-            }
-        )
-
-    def _agree(self, error: CrossReidError | None) -> None:
-        """One small message a step: does any rank have an error, has rank 0 a directive."""
-        directive = self.ports.poll(self.progress.directive) if self.world.rank == 0 else None
-        number = directive.number if directive else 0
-        failed, newest = self.world.agree([float(error is not None), float(number)])
-        if failed:
-            texts = [t for t in self.world.gather_objects(str(error) if error else "") if t]
-            raise DataError(texts[0])
-        if newest > self.progress.directive:
-            shared = self.world.broadcast_object(directive.to_dict() if directive else None)
-            if shared is not None:
-                self.pending.append(Directive.from_dict(shared))
-        self._obey()
-
-    def _obey(self) -> None:
-        """Applies the directives that are due before the next step, in order of number."""
-        step = self.progress.step
-        due = [d for d in self.pending if d.apply_at_step <= step + 1]
-        self.pending = [d for d in self.pending if d.apply_at_step > step + 1]
-        for directive in sorted(due, key=lambda d: d.number):
-            if directive.number <= self.progress.directive:
-                continue
-            self.progress.directive = directive.number
-            if directive.sdm_weight is not None:
-                self.progress.sdm = SdmWeight(directive.sdm_weight, directive.reason)
-            if directive.head_lr is not None:
-                self.progress.head = replace(self.progress.head, override=directive.head_lr)
-            if directive.stop:
-                self.stopped = directive
-            self.emit({"event": "directive", "step": step, "directive": directive.to_dict()})
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -248,7 +192,8 @@ class Trainer:
         counts = np.bincount(batch.layout.kind, minlength=NUM_KINDS)
         seconds = time.perf_counter() - begin + waited_s
         self.meter.add(step, terms, tuple(counts.tolist()), seconds=seconds, data_wait_s=waited_s)
-        self._emit_unpaired(batch, terms.pairs)
+        if terms.pairs.unpaired:
+            self.emit(events.unpaired(self.config, batch, terms.pairs, step))
         self._after_step(step, terms, head_grad)
 
     def _forward(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
@@ -286,17 +231,6 @@ class Trainer:
                 "checkpoint; lower the learning rates, set optim.clip_norm=1.0, or use "
                 "train.precision=fp32"
             )
-
-    def _emit_unpaired(self, batch: Batch, pairs: Pairs) -> None:
-        """One line for a batch with unpaired rows; who was in it at each detail period."""
-        if not pairs.unpaired:
-            return
-        step = self.progress.step
-        event: Event = {"event": "unpaired", "step": step, "rows": pairs.unpaired}
-        event["of"] = pairs.single
-        if step % self.config.log.detail_every == 0:
-            event["classes"] = sorted(set(batch.layout.class_index.tolist()))
-        self.emit(event)
 
     # -- after a step ------------------------------------------------------------------------
 
@@ -385,7 +319,7 @@ class Trainer:
         }
 
     def _checkpoint(self) -> None:
-        """Rank 0 writes: every rank holds the same state."""
+        """Rank 0 writes, as all hold the same state; its error waits for the next agreement."""
         parts = self.parts
         if self.world.rank != 0 or self.progress.step == 0:
             return
@@ -396,13 +330,17 @@ class Trainer:
             "health": parts.health.state_dict(),
             "memory": parts.memory.state_dict() if parts.memory else None,
         }
-        self.writer.write(state, self.progress.step)
+        try:
+            self.writer.write(state, self.progress.step)
+        except CheckpointError as error:
+            self.write_error = error
+            return
         self.emit({"event": "checkpoint", "step": self.progress.step})
 
     # -- the end -----------------------------------------------------------------------------
 
     def _finish(self) -> Outcome:
-        outcome = ending(self.decision, self.stopped, self._facts())
+        outcome = ending(self.decision, self.steering.stopped, self._facts())
         if self.config.eval.after_training and outcome.verdict in (Verdict.GO, Verdict.WAIT):
             test = Records.open(self.config.data.records, "test")
             result = evaluate(self.parts.model, test, self.world, self.config.eval.batch_rows)

@@ -1,6 +1,8 @@
 """The parts of a run on one rank, built from its config, and a batch made ready for the model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,12 +16,14 @@ from service.data.records import Records
 from service.data.sampler import PKPlan
 from service.data.transforms import augment, draw, mask_tokens, normalise
 from service.distributed import Distributed
-from service.errors import DataError
+from service.errors import CrossReidError, DataError
 from service.health import Health
 from service.losses.memory import CrossBatchMemory
 from service.model.reid import CrossReID, Inputs
 from service.training.optim import build_optimizer
 from service.training.schedule import Schedule
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +44,29 @@ class Parts:
 def build_parts(config: Config, world: Distributed) -> Parts:
     """Opens the records and builds the rest, the same on every rank.
 
+    What a rank can find wrong alone (a missing file, a broken weight) comes first and is raised on
+    all ranks together; collectives come after.
+
     Raises:
         CrossReidError: on all ranks, when data, config or model do not fit each other.
     """
-    records = _open_records(config)
-    index = IdentityIndex.build(records.class_index, records.modality, records.num_classes)
-    plan = PKPlan(index, config.sampler, config.run.seed)
-    plan.check_world(world.world)
+    records, plan, model = together(world, lambda: _local_parts(config, world))
     _require_same(world, "records", records.fingerprint)
     _require_same(world, "config", config.fingerprint())
-    torch.manual_seed(config.run.seed)
-    model = CrossReID(config.model, records.num_classes, world.gather_rows).to(world.device)
     memory = config.loss.memory
     return Parts(
         records=records,
         plan=plan,
         schedule=Schedule(config, plan.steps_per_epoch),
-        loader=Loader(records, plan, config.run.seed, world.rank, world.world, config.loader),
+        loader=Loader(
+            records,
+            plan,
+            config.run.seed,
+            world.rank,
+            world.world,
+            config.loader,
+            pin_memory=world.device.type == "cuda",
+        ),
         model=model,
         wrapped=world.wrap(model),
         optimizer=build_optimizer(model.parameter_groups(), config.optim),
@@ -65,6 +75,27 @@ def build_parts(config: Config, world: Distributed) -> Parts:
         else None,
         health=Health(records.num_classes, config.policy.window, model.neck.expected_norm),
     )
+
+
+def together(world: Distributed, call: Callable[[], T]) -> T:
+    """What `call` gives on this rank, unless it failed on any: then all ranks raise that error.
+
+    Every rank must call it; `call` itself must not need the other ranks.
+    """
+    result, error = None, None
+    try:
+        result = call()
+    except CrossReidError as found:
+        error = found
+    raise_together(world, error)
+    return cast(T, result)
+
+
+def raise_together(world: Distributed, error: CrossReidError | None) -> None:
+    """Raises, on every rank, the error of the first rank that has one. Every rank must call it."""
+    (failed,) = world.agree([float(error is not None)])
+    if failed:
+        raise next(e for e in world.gather_objects(error) if e is not None)
 
 
 def to_inputs(batch: Batch, model: CrossReID, config: Config, device: torch.device) -> Inputs:
@@ -87,6 +118,16 @@ def to_inputs(batch: Batch, model: CrossReID, config: Config, device: torch.devi
 def step_seed(seed: int, step: int, rank: int) -> int:
     """A seed of its own for every step and rank, so that no generator state has to be saved."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _local_parts(config: Config, world: Distributed) -> tuple[Records, PKPlan, CrossReID]:
+    records = _open_records(config)
+    index = IdentityIndex.build(records.class_index, records.modality, records.num_classes)
+    plan = PKPlan(index, config.sampler, config.run.seed)
+    plan.check_world(world.world)
+    torch.manual_seed(config.run.seed)
+    model = CrossReID(config.model, records.num_classes, world.gather_rows).to(world.device)
+    return records, plan, model
 
 
 def _open_records(config: Config) -> Records:

@@ -8,7 +8,7 @@ import pytest
 
 from service.data import loader as loader_module
 from service.distributed import Distributed
-from service.errors import DataError
+from service.errors import CheckpointError, DataError
 from service.launch import launch
 from service.training.journal import read_journal
 from service.training.loop import Trainer
@@ -64,6 +64,29 @@ def broken(world: Distributed, records: str, folder: str) -> str:
     return "no error"
 
 
+def unwritable(world: Distributed, records: str, folder: str) -> str:
+    """Rank 0 cannot write its second checkpoint."""
+    overrides = [*OVERRIDES, "train.checkpoint_every=5"]
+    trainer = Trainer(small_config(Path(records), overrides), Path(folder), world, Ports())
+    if world.rank == 0:
+        (Path(folder) / "checkpoint_00000010").write_text("in the way")
+    try:
+        trainer.run()
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
+
+
+def incomplete(world: Distributed, records: str, folder: str) -> str:
+    """Rank 1 does not see the records."""
+    seen = records if world.rank == 0 else f"{records}-elsewhere"
+    try:
+        Trainer(small_config(Path(seen), OVERRIDES), Path(folder), world, Ports())
+    except DataError as error:
+        return str(error)
+    return "no error"
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_records(tmp_path_factory.mktemp("small")))
@@ -89,7 +112,20 @@ def test_two_ranks_train_like_one(records: str, tmp_path: Path):
             assert a[line] == pytest.approx(b[line], rel=1e-3), (a["step"], line)
 
 
+def each(world: Distributed, records: str, folder: str) -> list[str]:
+    """What this rank was told of each fault, in order."""
+    found = []
+    for fault in (incomplete, unwritable, broken):
+        place = Path(folder) / fault.__name__
+        place.mkdir(exist_ok=True)
+        found.append(fault(world, records, str(place)))
+    return found
+
+
 @pytest.mark.distributed
 def test_an_error_on_one_rank_is_raised_on_all(records: str, tmp_path: Path):
-    messages = launch(broken, 2, records, str(tmp_path), timeout_s=60)
-    assert messages == ["row 5 (vis/0001/x.jpg) is not a JPEG"] * 2
+    first, second = launch(each, 2, records, str(tmp_path), timeout_s=60)
+    assert first == second
+    assert "elsewhere" in first[0]
+    assert "cannot write checkpoint" in first[1]
+    assert first[2] == "row 5 (vis/0001/x.jpg) is not a JPEG"

@@ -231,9 +231,23 @@ def test_directives_given_after_the_checkpoint_are_replayed_where_they_were_appl
     for folder in checkpoints(resumed):
         if step_of(folder) > 20:
             shutil.rmtree(folder)
+    killed = replace(Ports(), poll=_dies_at(23), decides=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, resumed, killed)
     run(config, resumed, Ports(decides=False))
     straight, again = (without_clock(state(tmp_path / n)) for n in ("straight", "resumed"))
     assert all(same(straight[part], again[part]) for part in straight)
+
+
+def _dies_at(step: int) -> Callable[[int], None]:
+    """A poll that kills the run a few steps after it was resumed at step 20."""
+    polls = iter(range(21, step))
+
+    def poll(applied: int) -> None:
+        if next(polls, None) is None:
+            raise KeyboardInterrupt
+
+    return poll
 
 
 def test_a_non_finite_gradient_stops_the_run_before_it_changes_a_weight(

@@ -1,8 +1,8 @@
-"""The journal survives a crash in mid-line and a restart from an older checkpoint."""
+"""The journal survives a crash in mid-line."""
 
 from pathlib import Path
 
-from service.training.journal import FILE_NAME, Journal, effective, last_attempt, read_journal
+from service.training.journal import FILE_NAME, Journal, last_attempt, read_journal
 
 
 def test_events_come_back_in_order_with_their_attempt(tmp_path: Path):
@@ -28,28 +28,6 @@ def test_a_line_cut_by_a_crash_loses_only_itself(tmp_path: Path):
     found = read_journal(tmp_path)
     assert [e["attempt"] for e in found] == [1, 2]
     assert last_attempt(found) == 2
-
-
-def test_what_lies_past_the_resumed_checkpoint_is_superseded():
-    def event(attempt: int, name: str, step: int) -> dict:
-        return {"attempt": attempt, "event": name, "step": step}
-
-    events = [
-        event(1, "start", 0),
-        event(1, "health", 50),
-        event(1, "health", 100),
-        event(1, "health", 150),
-        event(2, "start", 100),
-        event(2, "health", 150),
-    ]
-    kept = [(e["attempt"], e["event"], e["step"]) for e in effective(events)]
-    assert kept == [
-        (1, "start", 0),
-        (1, "health", 50),
-        (1, "health", 100),
-        (2, "start", 100),
-        (2, "health", 150),
-    ]
 
 
 def test_no_journal_is_no_events(tmp_path: Path):

@@ -1,0 +1,82 @@
+"""Directives from outside and errors from inside, agreed on by all ranks before each step."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from service.distributed import Distributed
+from service.errors import CrossReidError
+from service.gonogo import Directive
+from service.losses.objective import SdmWeight
+from service.training.journal import Event
+from service.training.parts import raise_together
+from service.training.state import Progress
+
+
+class Steering:
+    """The directives that wait, and the one that stopped the run.
+
+    poll: rank 0 asks it with the number of the last directive applied. emit: writes the journal.
+    """
+
+    def __init__(
+        self,
+        world: Distributed,
+        poll: Callable[[int], Directive | None],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._world = world
+        self._poll = poll
+        self._emit = emit
+        self._waiting: list[Directive] = []
+        self.stopped: Directive | None = None
+
+    def replay(self, journal: list[Event], after_step: int) -> None:
+        """Lines up the directives that were applied after `after_step`, for the same steps.
+
+        A directive keeps the step of its first application through any number of attempts. A stop
+        is not replayed: the run was continued on purpose.
+        """
+        first: dict[int, Directive] = {}
+        for event in journal:
+            if event["event"] == "directive" and not event["directive"]["stop"]:
+                directive = Directive.from_dict(event["directive"])
+                applied = replace(directive, apply_at_step=event["step"] + 1)
+                first.setdefault(directive.number, applied)
+        self._waiting = [d for d in first.values() if d.apply_at_step > after_step]
+
+    def before_step(self, progress: Progress, error: CrossReidError | None) -> None:
+        """One small message: has any rank an error, has rank 0 a directive? Every rank calls it.
+
+        Raises:
+            CrossReidError: on all ranks, the one that some rank passed.
+        """
+        rank0 = self._world.rank == 0
+        directive = self._poll(progress.directive) if rank0 and error is None else None
+        number = directive.number if directive else 0
+        failed, newest = self._world.agree([float(error is not None), float(number)])
+        if failed:
+            raise_together(self._world, error)
+        if newest > progress.directive:
+            shared = self._world.broadcast_object(directive.to_dict() if directive else None)
+            if shared is not None:
+                self._waiting.append(Directive.from_dict(shared))
+        self._obey(progress)
+
+    def _obey(self, progress: Progress) -> None:
+        """Applies the directives that are due before the next step, in order of number."""
+        coming = progress.step + 1
+        due = [d for d in self._waiting if d.apply_at_step <= coming]
+        self._waiting = [d for d in self._waiting if d.apply_at_step > coming]
+        for directive in sorted(due, key=lambda d: d.number):
+            if directive.number <= progress.directive:
+                continue
+            progress.directive = directive.number
+            if directive.sdm_weight is not None:
+                progress.sdm = SdmWeight(directive.sdm_weight, directive.reason)
+            if directive.head_lr is not None:
+                progress.head = replace(progress.head, override=directive.head_lr)
+            if directive.stop:
+                self.stopped = directive
+            self._emit(
+                {"event": "directive", "step": progress.step, "directive": directive.to_dict()}
+            )
