@@ -355,18 +355,26 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     tune: TuneConfig = TuneConfig()
 
-    def fingerprint(self) -> str:
-        """16 hex digits over the settings that determine the weights.
+    def fingerprint_values(self) -> dict[str, Any]:
+        """The settings that determine the weights, nested as in the file.
 
-        Left out: where a run lives, how many workers share it, periods of logs, telemetry.
+        Left out: where a run lives, how many workers share it, and what only watches it. The health
+        period counts, because verdicts fall at its steps.
         """
-        shared = ("sampler", "augment", "model", "loss", "optim", "policy")
-        values = self.model_dump(mode="json", include=set(shared))
+        kept = ("sampler", "augment", "model", "loss", "optim", "policy")
+        values = self.model_dump(mode="json", include=set(kept))
         values["sampler"].pop("max_rows_per_rank")
-        values["seed"] = self.run.seed
-        values["precision"] = self.train.precision
-        values["length"] = [self.train.epochs, self.train.max_steps]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        values["run"] = {"seed": self.run.seed}
+        values["log"] = {"health_every": self.log.health_every}
+        values["train"] = self.train.model_dump(
+            mode="json", include={"precision", "epochs", "max_steps"}
+        )
+        return values
+
+    def fingerprint(self) -> str:
+        """16 hex digits over `fingerprint_values`."""
+        text = json.dumps(self.fingerprint_values(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         """The resolved config; `load_text` of it gives an equal config."""

@@ -48,7 +48,7 @@ class Gauges:
     """Values read once at a report step.
 
     head_norm, head_grad_norm: L2 norms of the classifier and of its gradient before the step.
-    head_moved: length of the head's change since the last report over its length; 0 is no update.
+    head_moved: length of the head's change in this step over its length; 0 is no update.
     head_lr: learning rate in force. sdm_scheduled: weight that the schedule asks for; sdm_weight:
     weight as applied in the loss; sdm_reason: why so. memory_rows, memory_age: filled rows, and
     steps since the oldest was stored. memory_equal: hashes equal on all ranks.

@@ -7,7 +7,7 @@ their path.
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,18 +18,33 @@ from service.config import Config, Section
 from service.errors import ConfigError
 
 
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What PyYAML raises, besides its own errors, for a value that cannot be what it looks like."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and reads 1e-5 as a number."""
+    """Safe YAML: duplicate keys are refused, 1e-5 is a number, whole numbers fit 64 bits."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            at = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
+            if not isinstance(key, Hashable):
+                raise ConfigError(f"{at}: a key must be a name; found {key!r}")
             if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"{key_node.start_mark.name}:{line}: key {key!r} stands twice")
+                raise ConfigError(f"{at}: key {key!r} stands twice")
             seen.add(key)
         return cast(dict[Any, Any], super().construct_mapping(node, deep=deep))
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{node.value[:20]}... is a number of more than 64 bits")
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 _Loader.add_implicit_resolver(
@@ -73,12 +88,12 @@ def _names(section: type[Section], prefix: str) -> Iterable[str]:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
-    if path in seen:
-        raise ConfigError(f"{path} extends itself through {seen[-1]}; remove one `extends:`")
     try:
+        path = path.resolve()
+        if path in seen:
+            raise ConfigError(f"{path} extends itself through {seen[-1]}; remove one `extends:`")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot read config {path}: {error}") from error
     values = _parsed(text, str(path))
     base = values.pop("extends", None)
@@ -88,17 +103,27 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:
-    try:
-        loader = _Loader(text)
-        loader.name = name
-        values: Any = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}") from error
+    values = _value(text, name, name)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{name} must hold sections such as `data:`, found {type(values)}")
     return cast(dict[str, Any], values)
+
+
+def _value(text: str, name: str, where: str) -> Any:
+    """The value of a YAML text; marks call it `name`, messages `where`."""
+    try:
+        loader = _Loader(text)
+        loader.name = name
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
+    except _UNREADABLE as error:
+        raise ConfigError(
+            f"{where} holds a value that cannot be read: {error}; put quotes around text that "
+            "looks like a date or a number"
+        ) from error
 
 
 def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,10 +144,7 @@ def _override(text: str) -> dict[str, Any]:
     keys = name.strip().split(".")
     if not sign or not all(keys):
         raise ConfigError(f"override {text!r} must look like section.setting=value")
-    try:
-        value: Any = _Loader(raw).get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
+    value = _value(raw, "value", f"override {text[:100]!r}")
     if keys[:2] == ["tune", "space"] and len(keys) > 2:
         keys = ["tune", "space", ".".join(keys[2:])]
     for key in reversed(keys):

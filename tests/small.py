@@ -32,10 +32,10 @@ eval: {{after_training: false}}
 """
 
 
-def make_records(folder: Path, people: int = 24) -> Path:
+def make_records(folder: Path, people: int = 24, seed: int = 0) -> Path:
     """Ingested synthetic people under `folder`; two thirds are for training."""
     settings = SynthSettings(
-        people=people, images_per_person=20, image_size=(64, 32), difficulty=0.2
+        people=people, images_per_person=20, image_size=(64, 32), seed=seed, difficulty=0.2
     )
     synthesize(folder / "orbench", settings)
     ingest(folder / "orbench", str(folder / "records"), image_size=SIZE)

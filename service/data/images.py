@@ -1,7 +1,11 @@
 """Source images made ready once, at ingest: a JPEG of the training size."""
 
+import errno
 import io
+import os
+import stat
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +15,27 @@ from PIL import Image
 _QUALITY = 92
 _MAX_PIXELS = 100_000_000
 _START = b"\xff\xd8"
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of a regular file: a link is not followed, and a pipe is not waited for.
+
+    Raises:
+        ValueError: with the reason, for anything that is not a regular file in a real directory.
+        OSError: from the disk.
+    """
+    if path.parent.is_symlink():
+        raise ValueError("its directory is a symbolic link")
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a symbolic link") from error
+        raise
+    with os.fdopen(number, "rb") as file:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise ValueError("not a regular file")
+        return file.read()
 
 
 def prepare_image(data: bytes, size: tuple[int, int]) -> bytes:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from service.data.images import prepare_image
+from service.data.images import prepare_image, read_image
 from service.data.manifest import MANIFEST_FILE, DataFile, Manifest, Quarantined, Split
 from service.data.orbench import Folder, Observation, read_folder
 from service.data.shards import QuerySet, Record, write_queries, write_shard
@@ -57,15 +57,18 @@ def ingest(
     image_size: (height, width) in pixels of every stored image.
     context_length: tokens of a caption, the two marks and padding included.
     shard_rows: rows of a file, all in memory while it is written.
-    max_quarantine_share: images that cannot be decoded are left out, named and counted, up to
-        this share of all images in [0, 1].
+    max_quarantine_share: images that cannot be decoded, and links, are left out, named and
+        counted, up to this share of all images in [0, 1].
     threads: None takes one for each CPU.
 
     Raises:
-        DataError: for data that does not hold together, too many bad images, a target that
-            exists, or a disk that is full. Nothing is left at `out` then.
+        DataError: for data that does not hold together, too many bad images, a query kind that
+            loses all its queries, a target that exists, or a disk that is full. Nothing is left at
+            `out` then.
     """
     _check_settings(image_size, context_length, shard_rows, max_quarantine_share)
+    if threads is not None and threads < 1:
+        raise DataError(f"ingest needs threads >= 1; found {threads}")
     fs, root = open_store(out)
     local = isinstance(fs, LocalFileSystem)
     _check_free(out, root, local)
@@ -166,7 +169,7 @@ class _Encoder:
         if row.modality == Modality.TEXT:
             return _record(row, b"", row.caption.encode(), self._tokens(row.caption))
         try:
-            data = (self._folder / row.source).read_bytes()
+            data = read_image(self._folder / row.source)
             payload = prepare_image(data, self.image_size)
         except FileNotFoundError:
             return _Bad(row.source, "missing")
@@ -221,7 +224,8 @@ class _Build:
         """Writes every file but the rename; returns the manifest.
 
         Raises:
-            DataError: for too many bad images, or files that are in both splits.
+            DataError: for too many bad images, a query kind that loses all its queries, or files
+                that are in both splits.
             OSError: from the disk.
         """
         shards: dict[Split, tuple[DataFile, ...]] = {}
@@ -239,6 +243,7 @@ class _Build:
         self._check_leaks()
         self._note_people(kept["train"])
         queries, dropped = _usable_queries(self._plan.queries, self._plan.test, kept["test"])
+        self._notes["empty_query_kinds"] = sum(len(query.label) == 0 for query in queries)
         manifest = Manifest(
             image_size=encoder.image_size,
             context_length=encoder.context_length,
@@ -343,7 +348,7 @@ def _usable_queries(
     dropped for which reason.
 
     Raises:
-        DataError: when no gallery image is left.
+        DataError: when no gallery image is left, or no query of a kind that had some.
     """
     row_id = np.where(kept, np.cumsum(kept) - 1, -1)
     gallery = {
@@ -354,7 +359,7 @@ def _usable_queries(
     if not gallery:
         raise DataError("no gallery image of the test split can be used; restore the files")
     dropped = {"member_quarantined": 0, "nobody_in_gallery": 0}
-    usable = []
+    usable, lost = [], []
     for query in queries:
         whole = kept[query.members].all(axis=1)
         findable = np.isin(query.label, list(gallery))
@@ -362,4 +367,10 @@ def _usable_queries(
         dropped["nobody_in_gallery"] += int((whole & ~findable).sum())
         use = whole & findable
         usable.append(QuerySet(query.key, query.label[use], row_id[query.members[use]]))
+        lost += [query.key] * bool(len(use) and not use.any())
+    if lost:
+        raise DataError(
+            f"no query of kind {', '.join(lost)} can be used: each has a member that is "
+            "quarantined, or nobody in the gallery; restore the files"
+        )
     return usable, dropped

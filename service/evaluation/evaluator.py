@@ -79,7 +79,9 @@ def evaluate(
             a NonFiniteError where embeddings are not numbers.
     """
     world = world or Distributed.single()
-    queries = _checked(records)
+    check_test_split(records)
+    by_key = {query.key: query for query in records.queries}
+    queries = [by_key[kind.key] for kind in QUERY_KINDS]
     needed = np.unique(np.concatenate([records.gallery, *(q.members.ravel() for q in queries)]))
     with _evaluating(model), torch.no_grad():
         embedded = _embed(model, records, needed, world, batch_rows, progress)
@@ -107,8 +109,12 @@ def evaluate(
     )
 
 
-def _checked(records: Records) -> list[QuerySet]:
-    """The query sets in the official order, after everything that can be wrong with them."""
+def check_test_split(records: Records) -> None:
+    """Refuses a test split that `evaluate` cannot rank; needs no model and opens no image.
+
+    Raises:
+        DataError: saying which query kind, or what of the gallery, is not as it must be.
+    """
     by_key = {query.key: query for query in records.queries}
     expected = [kind.key for kind in QUERY_KINDS]
     if sorted(by_key) != sorted(expected) or len(by_key) != len(records.queries):
@@ -124,13 +130,15 @@ def _checked(records: Records) -> list[QuerySet]:
         raise DataError("the gallery has rows that are not VIS; ingest the test split again")
     for query in by_key.values():
         _check_query(query, records)
-    return [by_key[key] for key in expected]
 
 
 def _check_query(query: QuerySet, records: Records) -> None:
     modalities = np.array(query_kind(query.key).modalities)
     if len(query.label) == 0:
-        raise DataError(f"no query of kind {query.key}; its metrics would be undefined")
+        raise DataError(
+            f"no query of kind {query.key}; its metrics would be undefined: ingest a test split "
+            "with queries of every kind, or train with eval.after_training=false"
+        )
     if query.members.shape != (len(query.label), len(modalities)):
         raise DataError(
             f"queries {query.key} have a member table {query.members.shape}, expected "
@@ -140,6 +148,12 @@ def _check_query(query: QuerySet, records: Records) -> None:
         raise DataError(f"queries {query.key} have members of other modalities than their key")
     if np.any(records.label[query.members] != query.label[:, None]):
         raise DataError(f"queries {query.key} have members of other people than they look for")
+    lost = ~np.isin(query.label, records.label[records.gallery])
+    if lost.any():
+        raise DataError(
+            f"{lost.sum()} of {len(lost)} queries {query.key} have no row of their person in the "
+            f"gallery, the first for label {query.label[lost][0]}; ingest the test split again"
+        )
 
 
 @contextmanager

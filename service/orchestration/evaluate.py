@@ -30,7 +30,7 @@ def evaluate_run(run: str, *, storage: str = "runs") -> tuple[Run, dict[str, Any
             f"run {found.run_id} has no whole checkpoint in {found.path}; train it first, or let "
             "it reach train.checkpoint_every steps"
         )
-    state = read_checkpoint(folders[-1], fingerprint=config.fingerprint())
+    state = read_checkpoint(folders[-1], made_with={"config": config.fingerprint()})
     world = Distributed.single("cuda" if torch.cuda.is_available() else "cpu")
     train = Records.open(config.data.records, "train")
     model = CrossReID(config.model, train.num_classes, world.gather_rows).to(world.device)

@@ -99,7 +99,7 @@ LINES: tuple[Line, ...] = (
     Line(
         "classifier_moved_ratio",
         "gauge",
-        "Change of the head since the last report over its norm",
+        "Change of the head in one step over its norm",
         field="head_moved",
     ),
     Line("classifier_learning_rate", "gauge", "Head learning rate in force", field="head_lr"),

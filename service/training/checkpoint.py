@@ -24,6 +24,7 @@ SCHEMA = 1
 PREFIX = "checkpoint_"
 
 State = dict[str, Any]
+Identity = dict[str, str]
 
 
 def snapshot(value: Any) -> Any:
@@ -37,8 +38,10 @@ def snapshot(value: Any) -> Any:
     return copy.copy(value)
 
 
-def write_checkpoint(run_dir: Path, state: State, *, step: int, fingerprint: str) -> Path:
+def write_checkpoint(run_dir: Path, state: State, *, step: int, made_with: Identity) -> Path:
     """Writes `state` as the checkpoint of `step`; the folder appears whole or not at all.
+
+    made_with: fingerprints by name (config, records) that a continued run must share.
 
     Raises:
         CheckpointError: if the store refuses the write.
@@ -51,7 +54,7 @@ def write_checkpoint(run_dir: Path, state: State, *, step: int, fingerprint: str
     manifest = {
         "schema": SCHEMA,
         "step": step,
-        "config_fingerprint": fingerprint,
+        "made_with": made_with,
         "files": {"state.pt": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
     }
     try:
@@ -69,8 +72,8 @@ def write_checkpoint(run_dir: Path, state: State, *, step: int, fingerprint: str
     return target
 
 
-def read_checkpoint(folder: Path, *, fingerprint: str | None = None) -> State:
-    """The state in `folder`, after checking schema, config, size and hash.
+def read_checkpoint(folder: Path, *, made_with: Identity | None = None) -> State:
+    """The state in `folder`, after checking schema, origin, size and hash.
 
     Raises:
         CheckpointError: naming what is missing, damaged or different.
@@ -83,11 +86,13 @@ def read_checkpoint(folder: Path, *, fingerprint: str | None = None) -> State:
         raise CheckpointError(
             f"{folder} has schema {manifest.get('schema')}, this version reads {SCHEMA}"
         )
-    if fingerprint is not None and manifest["config_fingerprint"] != fingerprint:
-        raise CheckpointError(
-            f"{folder} was written with config {manifest['config_fingerprint']}, this run has "
-            f"{fingerprint}; resume with the run's own config.yaml"
-        )
+    for name, wanted in (made_with or {}).items():
+        found = manifest["made_with"].get(name)
+        if found != wanted:
+            raise CheckpointError(
+                f"{folder} was written with other {name}: fingerprint {found}, this run has "
+                f"{wanted}; continue it with its own {name}, or start a new run"
+            )
     expected = manifest["files"]["state.pt"]
     try:
         data = (folder / "state.pt").read_bytes()
@@ -117,9 +122,9 @@ class CheckpointWriter:
     An error of the thread is raised by the next `write` or by `close`.
     """
 
-    def __init__(self, run_dir: Path, *, fingerprint: str, keep: int) -> None:
+    def __init__(self, run_dir: Path, *, made_with: Identity, keep: int) -> None:
         self._run_dir = run_dir
-        self._fingerprint = fingerprint
+        self._made_with = made_with
         self._keep = keep
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -145,7 +150,7 @@ class CheckpointWriter:
 
     def _run(self, state: State, step: int) -> None:
         try:
-            write_checkpoint(self._run_dir, state, step=step, fingerprint=self._fingerprint)
+            write_checkpoint(self._run_dir, state, step=step, made_with=self._made_with)
             for old in checkpoints(self._run_dir)[: -self._keep]:
                 shutil.rmtree(old)
         except CheckpointError as error:

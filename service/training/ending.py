@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.errors import ExitCode
-from service.gonogo import Decision, Directive, Verdict
+from service.gonogo import WORDS, Cause, Directive, PolicyState, Verdict
 from service.health import HealthReport
 from service.training.ports import Outcome
 
@@ -11,19 +11,16 @@ STOPPED = "STOPPED"
 """The verdict of a run that a directive ended."""
 
 
-def ending(decision: Decision | None, stopped: Directive | None, facts: dict[str, Any]) -> Outcome:
+def ending(policy: PolicyState, stopped: Directive | None, facts: dict[str, Any]) -> Outcome:
     """The outcome without evaluation; `facts` go into its summary.
 
-    A run that was told to stop says by whom; one that had no one to decide for it ends in WAIT.
+    A run that was told to stop says by whom; one for which somebody else decides ends in WAIT.
     """
     if stopped is not None:
-        return _outcome(STOPPED, "", stopped.reason, "", ExitCode.OK, facts)
-    if decision is None:
-        return _outcome(str(Verdict.WAIT), "", "", "", ExitCode.OK, facts)
-    if decision.verdict is Verdict.NO_GO:
-        cause, words, remedy = str(decision.cause), decision.words, decision.remedy
-        return _outcome(str(Verdict.NO_GO), cause, words, remedy, ExitCode.NO_GO, facts)
-    return _outcome(str(Verdict.GO), "", "", "", ExitCode.OK, facts)
+        return _outcome(STOPPED, Cause.NONE, stopped.reason, "", ExitCode.OK, facts)
+    words, remedy = WORDS[policy.cause]
+    code = ExitCode.NO_GO if policy.verdict is Verdict.NO_GO else ExitCode.OK
+    return _outcome(policy.verdict, policy.cause, words, remedy, code, facts)
 
 
 def health_facts(report: HealthReport | None) -> dict[str, Any]:
@@ -43,7 +40,8 @@ def health_facts(report: HealthReport | None) -> dict[str, Any]:
 
 
 def _outcome(
-    verdict: str, cause: str, words: str, remedy: str, code: ExitCode, facts: dict[str, Any]
+    verdict: str, cause: Cause, words: str, remedy: str, code: ExitCode, facts: dict[str, Any]
 ) -> Outcome:
-    summary = {"verdict": verdict, "cause": cause, **facts}
-    return Outcome(verdict, cause, words, remedy, int(code), summary)
+    name = "" if cause is Cause.NONE else str(cause)
+    summary = {"verdict": str(verdict), "cause": name, **facts}
+    return Outcome(str(verdict), name, words, remedy, int(code), summary)

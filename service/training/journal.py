@@ -15,7 +15,7 @@ FILE_NAME = "journal.jsonl"
 
 
 class Journal:
-    """Appends events of one attempt; each line is on disk before `append` returns."""
+    """Appends events of one attempt; a line outlives this process once `append` returns."""
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         path = run_dir / FILE_NAME
@@ -26,7 +26,7 @@ class Journal:
             self._file.write("\n")
 
     def append(self, event: Event) -> None:
-        line = json.dumps({"attempt": self._attempt, **event}, ensure_ascii=False)
+        line = json.dumps({"attempt": self._attempt, **event})
         self._file.write(line + "\n")
         self._file.flush()
 
@@ -40,10 +40,10 @@ def read_journal(run_dir: Path) -> list[Event]:
     if not path.exists():
         return []
     events: list[Event] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             events.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             continue
     return events
 

@@ -28,6 +28,7 @@ from service.modality import Modality
 from service.training import events
 from service.training.checkpoint import CheckpointWriter, checkpoints, read_checkpoint
 from service.training.ending import ending, health_facts
+from service.training.files import write_text
 from service.training.journal import Event, Journal, last_attempt, read_journal
 from service.training.meters import StepMeter
 from service.training.optim import LaggedFlag, guard, learning_rates, set_rates
@@ -73,22 +74,21 @@ class Trainer:
         self.flag = LaggedFlag(world.device)
         self.meter = StepMeter(config.loss.sdm.form)
         self.writer = CheckpointWriter(
-            run_dir, fingerprint=config.fingerprint(), keep=config.train.keep_checkpoints
+            run_dir, made_with=self._made_with, keep=config.train.keep_checkpoints
         )
         self.progress = Progress()
         self.steering = Steering(world, ports.poll, self.emit)
         self.newest: HealthReport | None = None
         self.decision: Decision | None = None
+        self.saved_step = 0
         self.journal: Journal | None = None
         self.write_error: CrossReidError | None = None
-        self.head_before = torch.empty(0)
         self.began = time.monotonic()
 
     def run(self) -> Outcome:
         self._resume()
         self.emit(events.start(self.config, self.parts, self.progress, self.world.world))
-        self.head_before = self.parts.model.classifier.weight.detach().clone()
-        self.parts.health.start(float(self.head_before.norm()))
+        self.parts.health.start(float(self.parts.model.classifier.weight.detach().norm()))
         self.parts.model.train()
         for batch, waited_s in self._batches():
             self._step(batch, waited_s)
@@ -119,8 +119,8 @@ class Trainer:
             ([str(p) for p in checkpoints(self.run_dir)], read_journal(self.run_dir))
         )
         if found:
-            newest, fingerprint = Path(found[-1]), self.config.fingerprint()
-            state = together(self.world, lambda: read_checkpoint(newest, fingerprint=fingerprint))
+            newest, made_with = Path(found[-1]), self._made_with
+            state = together(self.world, lambda: read_checkpoint(newest, made_with=made_with))
             parts = self.parts
             parts.model.load_state_dict(state["model"])
             parts.optimizer.load_state_dict(state["optimizer"])
@@ -128,6 +128,9 @@ class Trainer:
             if parts.memory is not None:
                 parts.memory.load_state_dict(state["memory"])
             self.progress = Progress.from_dict(state["progress"])
+            self.saved_step = self.progress.step
+            if state["report"] is not None:
+                self.newest = HealthReport.from_dict(state["report"])
         self.steering.replay(past, after_step=self.progress.step)
         if self.world.rank == 0:
             self.journal = Journal(self.run_dir, last_attempt(past) + 1)
@@ -163,6 +166,12 @@ class Trainer:
         )
 
     @property
+    def _made_with(self) -> dict[str, str]:
+        """What a continued run must share with its checkpoints."""
+        records = self.parts.records.fingerprint
+        return {"config": self.config.fingerprint(), "records": records}
+
+    @property
     def _no_go(self) -> bool:
         return self.progress.policy.verdict is Verdict.NO_GO
 
@@ -180,7 +189,7 @@ class Trainer:
         terms.total.backward()
         guard(optimizer, config.optim.clip_norm)
         self.flag.push(optimizer.found_inf)  # type: ignore[attr-defined]  # see build_optimizer
-        head_grad = self._head_grad() if self.schedule.is_report(step) else 0.0
+        head = self._head() if self.schedule.is_report(step) else None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if parts.memory is not None:
@@ -194,7 +203,7 @@ class Trainer:
         self.meter.add(step, terms, tuple(counts.tolist()), seconds=seconds, data_wait_s=waited_s)
         if terms.pairs.unpaired:
             self.emit(events.unpaired(self.config, batch, terms.pairs, step))
-        self._after_step(step, terms, head_grad)
+        self._after_step(step, terms, head)
 
     def _forward(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
         """The loss terms, and the global VIS rows for the memory."""
@@ -218,9 +227,11 @@ class Trainer:
         )
         return terms, out.gathered.detach().index_select(0, rows.vis)
 
-    def _head_grad(self) -> float:
-        grad = self.parts.model.classifier.weight.grad
-        return 0.0 if grad is None else float(grad.float().norm())
+    def _head(self) -> tuple[torch.Tensor, float]:
+        """The head's weights before the optimiser's step, and the norm of their gradient."""
+        weight = self.parts.model.classifier.weight
+        grad = 0.0 if weight.grad is None else float(weight.grad.float().norm())
+        return weight.detach().clone(), grad
 
     def _check_finite(self, raised: bool) -> None:
         """The gradients are equal on all ranks, so all of them raise here together."""
@@ -234,24 +245,26 @@ class Trainer:
 
     # -- after a step ------------------------------------------------------------------------
 
-    def _after_step(self, step: int, terms: LossTerms, head_grad: float) -> None:
+    def _after_step(
+        self, step: int, terms: LossTerms, head: tuple[torch.Tensor, float] | None
+    ) -> None:
         schedule = self.schedule
         if schedule.is_flush(step):
             self._check_finite(self.flag.raised(wait=True))
             self.parts.health.add(self.meter.flush(self.world))
-        if schedule.is_report(step):
-            self._report(step, terms, head_grad)
+        if head is not None:
+            self._report(step, self._gauges(step, terms, *head))
         if schedule.is_checkpoint(step) and step < schedule.total:
             self._checkpoint()
         if self.world.rank == 0:
             self.ports.progress(step, schedule.total, self._lines())
 
-    def _report(self, step: int, terms: LossTerms, head_grad: float) -> None:
+    def _report(self, step: int, gauges: Gauges) -> None:
         report = self.parts.health.report(
             step=step,
             steps_per_epoch=self.schedule.steps_per_epoch,
             total_steps=self.schedule.total,
-            gauges=self._gauges(step, terms, head_grad),
+            gauges=gauges,
         )
         self.newest = report
         self.emit({"event": "health", "step": step, "health": report.to_dict()})
@@ -284,11 +297,12 @@ class Trainer:
             self.progress.sdm = SdmWeight(0.0, decision.reason)
         self.emit({"event": "decision", **decision.to_dict()})
 
-    def _gauges(self, step: int, terms: LossTerms, head_grad: float) -> Gauges:
+    def _gauges(
+        self, step: int, terms: LossTerms, head_before: torch.Tensor, head_grad: float
+    ) -> Gauges:
         head = self.parts.model.classifier.weight.detach()
         norm = float(head.norm())
-        moved = float((head - self.head_before).norm()) / max(norm, 1e-12)
-        self.head_before = head.clone()
+        moved = float((head - head_before).norm()) / max(norm, 1e-12)
         memory = self.parts.memory
         equal = memory is None or self.world.same(memory.fingerprint())
         self.progress.memory_always_equal &= equal
@@ -321,13 +335,14 @@ class Trainer:
     def _checkpoint(self) -> None:
         """Rank 0 writes, as all hold the same state; its error waits for the next agreement."""
         parts = self.parts
-        if self.world.rank != 0 or self.progress.step == 0:
+        if self.world.rank != 0 or self.progress.step == self.saved_step:
             return
         state = {
             "progress": self.progress.to_dict(),
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "health": parts.health.state_dict(),
+            "report": self.newest.to_dict() if self.newest else None,
             "memory": parts.memory.state_dict() if parts.memory else None,
         }
         try:
@@ -335,22 +350,34 @@ class Trainer:
         except CheckpointError as error:
             self.write_error = error
             return
+        self.saved_step = self.progress.step
         self.emit({"event": "checkpoint", "step": self.progress.step})
 
     # -- the end -----------------------------------------------------------------------------
 
     def _finish(self) -> Outcome:
-        outcome = ending(self.decision, self.steering.stopped, self._facts())
+        """The verdict is on disk before the evaluation begins, which may still fail."""
+        outcome = ending(self.progress.policy, self.steering.stopped, self._facts())
+        outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
+        self._write_summary(outcome)
         if self.config.eval.after_training and outcome.verdict in (Verdict.GO, Verdict.WAIT):
             test = Records.open(self.config.data.records, "test")
             result = evaluate(self.parts.model, test, self.world, self.config.eval.batch_rows)
             outcome.summary.update(result.to_summary())
-        outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
-        if self.world.rank == 0:
-            text = json.dumps(outcome.summary, indent=1, ensure_ascii=False)
-            (self.run_dir / "summary.json").write_text(text + "\n", encoding="utf-8")
+            outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
+            self._write_summary(outcome)
         self.emit({"event": "end", "step": self.progress.step, **outcome.to_dict()})
         return outcome
+
+    def _write_summary(self, outcome: Outcome) -> None:
+        def write() -> None:
+            text = json.dumps(outcome.summary, indent=1, ensure_ascii=False)
+            try:
+                write_text(self.run_dir / "summary.json", text + "\n")
+            except OSError as error:
+                raise CheckpointError(f"cannot write the summary: {error}") from error
+
+        together(self.world, write if self.world.rank == 0 else _nothing)
 
     def _facts(self) -> Event:
         return {
@@ -361,6 +388,10 @@ class Trainer:
             "memory_hash_equal": self.progress.memory_always_equal,
             **health_facts(self.newest),
         }
+
+
+def _nothing() -> None:
+    """What the ranks do that have nothing to write."""
 
 
 def _next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, CrossReidError | None]:

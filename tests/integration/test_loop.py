@@ -12,7 +12,7 @@ import torch
 
 from service.config import Config
 from service.distributed import Distributed
-from service.errors import DataError, ExitCode, NonFiniteError
+from service.errors import CheckpointError, DataError, ExitCode, NonFiniteError
 from service.gonogo import Directive
 from service.training import loop as loop_module
 from service.training import parts as parts_module
@@ -20,7 +20,7 @@ from service.training.checkpoint import checkpoints, read_checkpoint, step_of
 from service.training.journal import read_journal
 from service.training.loop import train
 from service.training.ports import Outcome, Ports
-from tests.small import small_config
+from tests.small import make_records, small_config
 
 Overrides = list[str]
 
@@ -54,7 +54,8 @@ def without_clock(value: Any) -> Any:
     cut = json.loads(json.dumps(value["health"]))
     for sample in cut["recent"]:
         sample[10] = sample[11] = 0.0
-    return {**value, "health": cut}
+    report = {**value["report"], "images_per_second": 0.0, "data_wait_share": 0.0}
+    return {**value, "health": cut, "report": report}
 
 
 def test_a_healthy_run_ends_go_and_leaves_its_files(records: Path, tmp_path: Path):
@@ -115,6 +116,33 @@ def test_a_resumed_run_equals_the_straight_run_bit_for_bit(records: Path, tmp_pa
     assert straight["progress"]["sdm"]["weight"] > 0
     for part in straight:
         assert same(straight[part], resumed[part]), part
+
+
+@pytest.mark.parametrize("fault", [[], ["optim.head_lr=1e-6"]])
+def test_a_run_continued_after_its_last_step_keeps_its_verdict(
+    records: Path, tmp_path: Path, fault: Overrides
+):
+    config = small_config(records, fault)
+    first = run(config, tmp_path)
+    kept = state(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    again = run(config, tmp_path)
+    assert again.verdict == ("NO_GO" if fault else "GO")
+    assert again.exit_code == first.exit_code
+    assert again.words == first.words
+    clock = {"wall_seconds": 0}
+    assert again.summary | clock == first.summary | clock
+    assert same(state(tmp_path), kept)
+
+
+def test_a_run_is_not_continued_on_other_people(
+    records: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    overrides = ["train.max_steps=10", "train.checkpoint_every=5"]
+    run(small_config(records, overrides), tmp_path)
+    others = make_records(tmp_path_factory.mktemp("others"), seed=1)
+    with pytest.raises(CheckpointError, match="other records"):
+        run(small_config(others, overrides), tmp_path)
 
 
 def test_the_journal_of_two_equal_runs_is_equal_but_for_the_clock(records: Path, tmp_path: Path):

@@ -18,12 +18,12 @@ STATE = {"model": {"w": torch.arange(4.0)}, "progress": {"step": 3, "reason": "x
 
 
 def write(folder: Path, step: int = 3) -> Path:
-    return write_checkpoint(folder, STATE, step=step, fingerprint="f" * 16)
+    return write_checkpoint(folder, STATE, step=step, made_with={"config": "f" * 16})
 
 
 def test_what_is_written_is_read_back(tmp_path: Path):
     folder = write(tmp_path)
-    found = read_checkpoint(folder, fingerprint="f" * 16)
+    found = read_checkpoint(folder, made_with={"config": "f" * 16})
     assert torch.equal(found["model"]["w"], STATE["model"]["w"])
     assert found["progress"] == STATE["progress"]
     assert [step_of(f) for f in checkpoints(tmp_path)] == [3]
@@ -52,8 +52,8 @@ def test_damage_is_named(tmp_path: Path, damage, message: str):
 
 
 def test_another_config_is_refused(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="written with config ffff"):
-        read_checkpoint(write(tmp_path), fingerprint="0" * 16)
+    with pytest.raises(CheckpointError, match="other config: fingerprint ffff"):
+        read_checkpoint(write(tmp_path), made_with={"config": "0" * 16})
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path):
@@ -61,13 +61,13 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path):
         def __reduce__(self):
             return (print, ("ran",))
 
-    folder = write_checkpoint(tmp_path, {"evil": Evil()}, step=1, fingerprint="f")
+    folder = write_checkpoint(tmp_path, {"evil": Evil()}, step=1, made_with={"config": "f"})
     with pytest.raises(Exception, match="Weights only load failed"):
         read_checkpoint(folder)
 
 
 def test_the_writer_snapshots_before_it_returns_and_keeps_the_newest(tmp_path: Path):
-    writer = CheckpointWriter(tmp_path, fingerprint="f", keep=2)
+    writer = CheckpointWriter(tmp_path, made_with={"config": "f"}, keep=2)
     weights = torch.zeros(1000)
     for step in (1, 2, 3):
         weights.fill_(step)
@@ -81,7 +81,7 @@ def test_the_writer_snapshots_before_it_returns_and_keeps_the_newest(tmp_path: P
 def test_a_store_that_refuses_is_reported(tmp_path: Path):
     target = tmp_path / "file"
     target.write_text("not a folder")
-    writer = CheckpointWriter(target, fingerprint="f", keep=1)
+    writer = CheckpointWriter(target, made_with={"config": "f"}, keep=1)
     writer.write({"w": torch.zeros(1)}, 1)
     with pytest.raises(CheckpointError, match="cannot write checkpoint"):
         writer.close()

@@ -4,7 +4,7 @@ import torch
 
 from service.data.loader import decode_rows
 from service.errors import DataError, NonFiniteError
-from service.evaluation.evaluator import evaluate
+from service.evaluation.evaluator import check_test_split, evaluate
 from service.evaluation.protocol import GROUPS, MEAN, QUERY_KINDS, averages
 from service.evaluation.result import METRICS, table
 from service.modality import Modality
@@ -184,12 +184,19 @@ def replace_query(number, **values):
             {"queries": lambda q: replace_query(0, members=q[0].members[::-1])(q)},
             "NIR have members of other people",
         ),
-        ({"gallery": lambda g: g[:1]}, r"of 6 queries have no row of their person"),
+        ({"gallery": lambda g: g[:1]}, r"of 6 queries NIR have no row of their person"),
     ],
 )
 def test_a_test_split_that_cannot_be_evaluated_is_refused(changes, message):
     with pytest.raises(DataError, match=message):
         evaluate(FakeModel(), broken(**changes))
+    with pytest.raises(DataError, match=message):
+        check_test_split(broken(**changes))
+
+
+def test_a_whole_test_split_passes_the_check_and_no_image_is_opened(records, monkeypatch):
+    monkeypatch.setattr(records, "_jpeg", None)
+    assert check_test_split(records) is None
 
 
 def test_embeddings_that_are_no_numbers_are_refused(records):

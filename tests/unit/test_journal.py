@@ -8,11 +8,11 @@ from service.training.journal import FILE_NAME, Journal, last_attempt, read_jour
 def test_events_come_back_in_order_with_their_attempt(tmp_path: Path):
     journal = Journal(tmp_path, 1)
     journal.append({"event": "start", "step": 0})
-    journal.append({"event": "health", "step": 5, "note": "größer"})
+    journal.append({"event": "health", "step": 5, "note": "größer\u2028"})
     journal.close()
     assert read_journal(tmp_path) == [
         {"attempt": 1, "event": "start", "step": 0},
-        {"attempt": 1, "event": "health", "step": 5, "note": "größer"},
+        {"attempt": 1, "event": "health", "step": 5, "note": "größer\u2028"},
     ]
 
 
@@ -21,7 +21,9 @@ def test_a_line_cut_by_a_crash_loses_only_itself(tmp_path: Path):
     first.append({"event": "start", "step": 0})
     first.close()
     with (tmp_path / FILE_NAME).open("a") as file:
-        file.write('{"attempt": 1, "event": "hea')
+        file.write('{"attempt": 1, "event": "gr\u00f6')
+    torn = (tmp_path / FILE_NAME).read_bytes()
+    (tmp_path / FILE_NAME).write_bytes(torn[:-1])
     second = Journal(tmp_path, 2)
     second.append({"event": "start", "step": 0})
     second.close()

@@ -59,6 +59,41 @@ def test_a_wrong_setting_is_refused_with_its_path(override_text: str, parts: lis
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2020-13-45",
+        "{? [a] : b}",
+        "{? {a: b} : c}",
+        "1" * 5000,
+        "0x" + "f" * 5000,
+        "9223372036854775808",
+        "!!int ''",
+        "!!bool perhaps",
+        "!!timestamp soon",
+        "[" * 3000,
+    ],
+)
+@pytest.mark.parametrize("read", [lambda t: load_text(f"run: {{name: {t}}}\n"), None])
+def test_a_value_that_yaml_cannot_build_is_refused_in_text_and_as_override(value: str, read):
+    with pytest.raises(ConfigError) as caught:
+        read(value) if read else load_text(MINIMAL, [f"run.name={value}"])
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_key_that_is_no_name_is_refused_with_its_line():
+    with pytest.raises(ConfigError, match=r"config:2: a key must be a name; found \['a'\]"):
+        load_text("data: {records: a}\n? [a]\n: b\n")
+
+
+@pytest.mark.parametrize("base", ["a\\0b", "loop"])
+def test_a_base_whose_path_cannot_be_is_refused(tmp_path: Path, base: str):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "top.yaml").write_text(f'extends: "{base}"\n')
+    with pytest.raises(ConfigError, match="cannot read config"):
+        load_config(tmp_path / "top.yaml")
+
+
 def test_a_duplicate_key_is_refused_with_its_line():
     with pytest.raises(ConfigError, match=r"config:3: key 'records' stands twice"):
         load_text("data:\n  records: a\n  records: b\n")
