@@ -5,11 +5,14 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench clean
 
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
-  command -v $(p) >/dev/null && $(p) -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,14))' 2>/dev/null && command -v $(p))))
+  $(p) -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $(p))))
 BIN := .venv/bin
 READY := .venv/.ready
 RECORDS := runs/data/records/manifest.json
+# What decides how the demo's data looks.
+DRAWING := $(addprefix service/data/,synthetic.py people.py figure.py drawing.py ingest.py)
 # One thread a process: on a few cores, the threads of several processes wait for each other.
 ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -18,27 +21,41 @@ help:
 	@echo "make test   every test that this machine can run"
 	@echo "make check  lint, types, import contracts, fast tests"
 	@echo "make bench  benchmarks with their bars, as JSON lines"
-	@echo "make clean  removes .venv and runs"
+	@echo "make clean  removes .venv and the demo's data (runs/data); trained runs stay"
 
 setup: $(READY)
 
+# A .venv that can be used is updated, never deleted; one that is not ours is left alone.
+# The constraints' relative path also reaches pip's build environment, whatever this folder is called.
 $(READY): pyproject.toml constraints.txt
-	@if [ -z "$(PYTHON)" ]; then \
-	  echo "crossreid needs Python 3.11, 3.12 or 3.13, and none is on the PATH."; \
-	  echo "Install one, or name it: make demo PYTHON=/path/to/python3.11"; exit 1; fi
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  echo "$(PYTHON) lacks the venv module (on Debian: apt-get install python3-venv)."; exit 1; }
-	@free=$$(df -Pk . | awk 'NR==2 {print int($$4/1048576)}'); \
-	  echo "Setting up .venv with $$($(PYTHON) --version) at $(PYTHON): about 7 GB on disk ($$free GB free), two minutes."; \
-	  if [ "$$free" -lt 9 ]; then echo "Too little disk: 9 GB must be free."; exit 1; fi
-	@rm -rf .venv
-	@$(PYTHON) -m venv .venv
-	@PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' 2> .venv/pip.log \
+	@if [ -e .venv ] && [ ! -f .venv/pyvenv.cfg ]; then \
+	  echo ".venv is not a Python environment (it has no pyvenv.cfg); move it away, then try again."; exit 1; fi
+	@if $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null; then \
+	  echo "Updating .venv: pip install of what pyproject.toml and constraints.txt say."; \
+	else $(MAKE) -s --no-print-directory .venv-new PYTHON="$(PYTHON)"; fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' 2> .venv/pip.log \
 	  || { cat .venv/pip.log; echo "Installation failed; the lines above say why."; exit 1; }
 	@touch $(READY)
 	@echo "Ready."
 
-$(RECORDS): | $(READY)
+.PHONY: .venv-new
+.venv-new:
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo "crossreid needs Python 3.11, 3.12 or 3.13, and none is on the PATH."; \
+	  echo "Install one, or name it: make demo PYTHON=/path/to/python3.11"; exit 1; fi
+	@"$(PYTHON)" -c '' 2>/dev/null || { echo "PYTHON=$(PYTHON) does not run; name a Python 3.11, 3.12 or 3.13."; exit 1; }
+	@"$(PYTHON)" -c '$(SUPPORTED)' || { \
+	  echo "PYTHON=$(PYTHON) is $$("$(PYTHON)" --version 2>&1); crossreid needs 3.11, 3.12 or 3.13."; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) lacks the venv module (on Debian: apt-get install python3-venv)."; exit 1; }
+	@free=$$(df -Pk . | awk 'NR==2 {print int($$4/1048576)}'); \
+	  echo "Setting up .venv with $$("$(PYTHON)" --version), $(PYTHON): about 7 GB on disk ($$free GB free), two minutes."; \
+	  if [ "$$free" -lt 9 ]; then echo "Too little disk: 9 GB must be free."; exit 1; fi
+	@rm -rf .venv
+	@"$(PYTHON)" -m venv .venv
+
+$(RECORDS): $(DRAWING) | $(READY)
 	@rm -rf runs/data
 	$(ENV) $(BIN)/crossreid data synth runs/data/orbench
 	$(ENV) $(BIN)/crossreid data ingest runs/data/orbench runs/data/records --size 96x48
@@ -60,4 +77,6 @@ bench: $(READY)
 	@status=0; for file in tests/bench/bench_*.py; do $(ENV) $(BIN)/python $$file || status=1; done; exit $$status
 
 clean:
-	rm -rf .venv runs
+	@if [ -e .venv ] && [ ! -f .venv/pyvenv.cfg ]; then \
+	  echo ".venv is not a Python environment (it has no pyvenv.cfg); it is left alone."; else rm -rf .venv; fi
+	@rm -rf runs/data

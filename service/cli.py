@@ -176,17 +176,22 @@ def _synth(args: argparse.Namespace) -> int:
 
 
 def _ingest(args: argparse.Namespace) -> int:
+    from service import views
     from service.data.ingest import ingest
+    from service.orchestration.progress import rows_progress
     from service.orchestration.words import parse_size
 
-    manifest = ingest(
-        args.folder,
-        args.records,
-        image_size=parse_size(args.size),
-        context_length=args.context_length,
-        max_quarantine_share=args.max_quarantine_share,
-        threads=args.threads,
-    )
+    size = parse_size(args.size)
+    with views.progress() as show:
+        manifest = ingest(
+            args.folder,
+            args.records,
+            image_size=size,
+            context_length=args.context_length,
+            max_quarantine_share=args.max_quarantine_share,
+            threads=args.threads,
+            progress=rows_progress(show, args.folder.name),
+        )
     rows = {split: sum(counts.values()) for split, counts in manifest.counts.items()}
     values = {
         "records": args.records,

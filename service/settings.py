@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from service.config import Config, Section
 from service.errors import ConfigError
 
-
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What PyYAML raises, besides its own errors, for a value that cannot be what it looks like."""
 

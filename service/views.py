@@ -48,7 +48,7 @@ class _Bars:
     def __call__(self, update: Update) -> None:
         prefix = "" if update.trial == MAIN_TRIAL else f"{update.trial}  "
         for message in update.messages:
-            self._bars.console.print(prefix + message, markup=False, soft_wrap=True)
+            self._bars.console.print(logs.redacted(prefix + message), markup=False, soft_wrap=True)
         if not update.step:
             return
         if update.trial not in self._tasks:
@@ -158,5 +158,5 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _write_error(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(logs.redacted(line) + "\n")
     sys.stderr.flush()

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import simplejpeg
 from PIL import Image
 
+from service.data.ingest import ingest
+from service.data.manifest import Manifest
+from service.errors import DataError
 from service.evaluation.protocol import QUERY_KINDS
 from service.modality import Modality
 
@@ -128,3 +132,16 @@ def _test_json(spec: OrbenchFolder, num_train: int, num_images: int) -> dict[str
             for i in range(num_images):
                 test[key].append([label, *(instances[modality][i] for modality in kind)])
     return test
+
+
+def run(data: OrbenchFolder, **settings) -> Manifest:
+    """Ingests `data` into the folder `out` beside it."""
+    out = data.root.parent / "out"
+    return ingest(data.root, str(out), **({"image_size": (24, 12)} | settings))
+
+
+def refuses(data: OrbenchFolder, message: str, **settings) -> None:
+    """The ingest fails with `message` and leaves nothing behind."""
+    with pytest.raises(DataError, match=message):
+        run(data, **settings)
+    assert [path.name for path in data.root.parent.iterdir()] == ["data"]

@@ -45,20 +45,28 @@ def environment(config: ClusterConfig) -> dict[str, str]:
 def connected(config: ClusterConfig) -> Iterator[Cluster]:
     """A connection to the cluster that `config` names, closed at the end.
 
-    `cluster.address`, else RAY_ADDRESS, else a cluster on this machine that ends with this block;
-    it has no dashboard, and Ray's own ports ask for its token. A connection that this process
-    already has is used and left open. Meanwhile SIGTERM is a KeyboardInterrupt.
+    `cluster.address`, else RAY_ADDRESS, else a cluster on this machine that ends with this block.
+    A connection that this process already has is used and left open. Meanwhile SIGTERM is a
+    KeyboardInterrupt.
+
+    A cluster started here has no dashboard page. Its processes (GCS, raylet, agents, workers) listen
+    on free ports of all of this machine's addresses, and answer only to the token that Ray keeps in
+    ~/.ray/auth_token. What Ray serves without it are numbers about itself, on ports 44217 and 44227;
+    the third such port, each node's metrics, is closed.
 
     Raises:
-        ClusterError: the cluster cannot be reached, or refuses the token.
+        ClusterError: the cluster cannot be reached or started, refuses the token, or would have to
+            be started without one.
     """
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     values = environment(config)
     if address == "local":
+        _require_token()
         # Nothing takes this machine away with a warning: one actor less to start.
         values["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         # A cluster that we start tells nobody outside that it runs.
         values["RAY_USAGE_STATS_ENABLED"] = "0"
+        values["RAY_enable_metrics_collection"] = "0"
     with _set(values):
         if ray.is_initialized():
             yield Cluster(ray.get_runtime_context().gcs_address, local=False)
@@ -105,21 +113,42 @@ def _remedy(each: float, has: float, trials: int) -> str:
 
 def _init(address: str, values: dict[str, str]) -> None:
     quiet = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=_STORE_BYTES,
-            **quiet,
-        )
-        return
+    own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
-        ray.init(address=address, runtime_env={"env_vars": values}, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError, RayError) as e:
+        if address == "local":
+            ray.init(address="local", **own, **quiet)
+        else:
+            ray.init(address=address, runtime_env={"env_vars": values}, **quiet)
+    except (OSError, ValueError, RuntimeError, RayError) as e:
+        raise ClusterError(_not_reached(address, e)) from e
+
+
+def _not_reached(address: str, error: Exception) -> str:
+    if address == "local":
+        return (
+            f"cannot start Ray on this machine: {first_line(error)}; is there room in /dev/shm and "
+            "/tmp, and may ~/.ray be written? Or give cluster.address, or train with --local"
+        )
+    return (
+        f"cannot join the Ray cluster at {address}: {first_line(error)}; check that it runs, that "
+        "cluster.address or RAY_ADDRESS is its head, and that RAY_AUTH_MODE and the token fit"
+    )
+
+
+def _require_token() -> None:
+    """Refuses a RAY_AUTH_MODE that says otherwise; where it is not set, Ray asks for a token.
+
+    Ray has read the variable when it was imported, so setting it here would come too late.
+
+    Raises:
+        ClusterError: saying what it would mean.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() != "token":
         raise ClusterError(
-            f"cannot join the Ray cluster at {address}: {_first_line(e)}; check that it runs, that "
-            "cluster.address or RAY_ADDRESS is its head, and that RAY_AUTH_MODE and the token fit"
-        ) from e
+            f"RAY_AUTH_MODE={mode} would start Ray so that anyone who reaches this machine can run "
+            "programs on it; unset RAY_AUTH_MODE, or give cluster.address"
+        )
 
 
 @contextlib.contextmanager
@@ -153,8 +182,10 @@ def _silence_raylet() -> None:
         ray_logging.stdout_deduplicator.skip_re = re.compile("")
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+def first_line(error: BaseException) -> str:
+    """An error's kind and the first line of its text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, *(line[:300] for line in lines[:1])])
 
 
 @contextlib.contextmanager

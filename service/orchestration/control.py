@@ -2,11 +2,13 @@
 
 One actor, made by the driver outside any placement group. A trial's directives carry rising
 numbers, so repeating one changes nothing; rank 0 asks with the number that it applied last, which
-is the echo. The actor keeps nothing that its callers cannot send again: after a restart the
-scheduler repeats its directive until the echo comes, and the trial tells its next progress.
+is the echo. A request to stop may come from the scheduler or from the user: it stands whatever its
+number, and nothing replaces it. The actor keeps nothing that its callers cannot send again: after a
+restart the scheduler repeats its directive until the echo comes, and the trial tells its next
+progress.
 """
 
-import contextlib
+import logging
 import time
 import uuid
 from collections import deque
@@ -19,7 +21,9 @@ from ray.exceptions import RayError
 
 from service.gonogo import Directive
 from service.orchestration.cluster import NAMESPACE
+from service.telemetry.logs import LOGGER
 
+_MANY_FAILURES = 5
 _KEPT_EVENTS = 256
 """Reports of one trial that wait for the driver; a driver reads every half second."""
 
@@ -43,17 +47,27 @@ class ControlState:
         self._life = uuid.uuid4().hex
 
     def put(self, key: str, directive: dict[str, Any]) -> None:
-        """Sets the trial's directive, unless it has one of the same or a higher number."""
+        """Sets the trial's directive, unless it has one of the same or a higher number.
+
+        A stop needs no number, and stays.
+        """
         trial = self._trial(key)
-        if trial.directive is None or directive["number"] > trial.directive["number"]:
+        last = trial.directive
+        is_newer = last is None or directive["number"] > last["number"]
+        if (is_newer or directive["stop"]) and not (last and last["stop"]):
             trial.directive = directive
 
     def get(self, key: str, applied: int) -> dict[str, Any] | None:
-        """Notes the echo, and gives the trial's directive when it is newer."""
+        """Notes the echo, and gives the trial's directive when it is newer.
+
+        A trial that asks has not stopped: a stop gets a number that it will obey.
+        """
         trial = self._trial(key)
         trial.applied = max(trial.applied, applied)
-        newer = trial.directive is not None and trial.directive["number"] > applied
-        return trial.directive if newer else None
+        found = trial.directive
+        if found is not None and found["stop"]:
+            return {**found, "number": max(found["number"], applied + 1)}
+        return found if found is not None and found["number"] > applied else None
 
     def tell(self, key: str, progress: dict[str, Any]) -> None:
         """Replaces the trial's progress."""
@@ -127,6 +141,7 @@ class ControlClient:
         self._clock = clock
         self._told_at = float("-inf")
         self._pending: ray.ObjectRef | None = None
+        self._failures = 0
 
     def poll(self, applied: int) -> Directive | None:
         """The newest directive above `applied` that has arrived; asks for the next one."""
@@ -135,12 +150,22 @@ class ControlClient:
             return None
         if not ray.wait([self._pending], timeout=0)[0]:
             return None
-        values = None
-        with contextlib.suppress(RayError):
-            values = ray.get(self._pending)
+        values = self._answer(self._pending)
         self._pending = self._control.get.remote(self._key, applied)
         directive = None if values is None else Directive.from_dict(values)
         return directive if directive and directive.number > applied else None
+
+    def _answer(self, call: ray.ObjectRef) -> dict[str, Any] | None:
+        """What the actor said; nothing when it is gone, which a worker's log says once."""
+        try:
+            values = ray.get(call)
+        except RayError as error:
+            self._failures += 1
+            if self._failures == _MANY_FAILURES:
+                logging.getLogger(LOGGER).warning("no directives come any more: %s", error)
+            return None
+        self._failures = 0
+        return values
 
     def tell(self, progress: dict[str, Any], *, at_once: bool = False) -> None:
         """Sends progress, at most every `progress_s` seconds unless `at_once`."""
@@ -156,22 +181,30 @@ class ControlClient:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What one trial told since the last look: progress now, and events in order."""
+    """What one trial told since the last look: progress now, and events in order.
+
+    missed: events before these that the actor dropped, since nobody read them in time.
+    """
 
     key: str
     applied: int
     progress: dict[str, Any]
     events: tuple[dict[str, Any], ...]
+    missed: int = 0
 
 
 class ControlReader:
-    """The driver's end: what happened since it looked last."""
+    """The driver's end: what happened since it looked last.
+
+    failures: looks without an answer since the last one that had one.
+    """
 
     def __init__(self, control: Any, *, timeout_s: float = 10.0) -> None:
         self._control = control
         self._timeout_s = timeout_s
         self._life = ""
         self._seen: dict[str, int] = {}
+        self.failures = 0
 
     def put(self, key: str, directive: Directive) -> None:
         """Sends a directive; returns before it arrives."""
@@ -183,12 +216,22 @@ class ControlReader:
             call = self._control.read.remote(self._life, self._seen)
             life, trials = ray.get(call, timeout=self._timeout_s)
         except RayError:
+            self.failures += 1
             return []
+        self.failures = 0
         if life != self._life:
             self._life, self._seen = life, {}
-        for key, (_, _, events) in trials.items():
-            self._seen[key] = events[-1][0] if events else self._seen.get(key, 0)
-        return [
-            News(key, applied, progress, tuple(event for _, event in events))
-            for key, (applied, progress, events) in trials.items()
-        ]
+        return [self._news(key, *told) for key, told in trials.items()]
+
+    def _news(
+        self,
+        key: str,
+        applied: int,
+        progress: dict[str, Any],
+        events: list[tuple[int, dict[str, Any]]],
+    ) -> News:
+        seen = self._seen.get(key, 0)
+        first, last = (events[0][0], events[-1][0]) if events else (seen + 1, seen)
+        self._seen[key] = last
+        kept = tuple(event for _, event in events)
+        return News(key, applied, progress, kept, missed=first - seen - 1)

@@ -1,7 +1,7 @@
 """Entrypoints of Ray jobs: the same launches as the command line, with plain log lines.
 
-A job is started again after its driver was lost, with the same words. So a run id that exists
-means: continue that run.
+A job is started again after its driver was lost, with the same words. So for a training, a run id
+that exists means: continue that run. A sweep is not continued: it needs a run id of its own.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from typing import Any
 
 from service.config import Config
 from service.errors import ConfigError, CrossReidError, ExitCode
-from service.orchestration.progress import OnProgress, PlainProgress
+from service.orchestration.progress import OnProgress, PlainProgress, rows_progress
+from service.orchestration.runs import check_run_id, is_run
 from service.orchestration.words import parse_size, split_words
 from service.settings import load_config
 from service.telemetry import logs
@@ -82,7 +83,8 @@ def _ingest(words: list[str], write: Write) -> int:
 
     if len(words) != 3:
         raise ConfigError(f"expected FOLDER RECORDS HEIGHTxWIDTH, found {words}")
-    manifest = ingest(words[0], words[1], image_size=parse_size(words[2]))
+    show = rows_progress(PlainProgress(write), words[0])
+    manifest = ingest(words[0], words[1], image_size=parse_size(words[2]), progress=show)
     write(f"{words[1]}: {manifest.num_classes} people to train on, {manifest.counts}")
     return ExitCode.OK
 
@@ -102,7 +104,7 @@ def _read(words: list[str]) -> tuple[Config, str | None]:
 
 
 def _exists(config: Config, run_id: str) -> bool:
-    return (Path(config.run.storage).expanduser() / run_id).is_dir()
+    return is_run(Path(config.run.storage).expanduser() / check_run_id(run_id))
 
 
 def _guarded(call: Callable[[Write], int]) -> int:

@@ -13,6 +13,7 @@ from service.orchestration.control import News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
 from service.orchestration.runs import Run, interrupted, make_run, resume_or_plan
+from service.training.ending import STOPPED
 from service.training.ports import Outcome, Ports
 
 _SHOW_S = 0.5
@@ -27,7 +28,8 @@ def train_here(
 ) -> tuple[Run, Outcome]:
     """As `launch_training`, on one rank in this process; there is no exporter.
 
-    An interrupt lets the step end, writes a checkpoint and ends as verdict INTERRUPTED.
+    An interrupt lets the step end, writes a checkpoint and ends as verdict INTERRUPTED; one that
+    comes after the last step changes nothing.
 
     Raises:
         CrossReidError: what is wrong with config, data, run or numbers.
@@ -46,7 +48,7 @@ def train_here(
     on_progress(Update(trial=MAIN_TRIAL, messages=(f"run {run.run_id} in {run.path}",)))
     with _asked_to_stop() as stop:
         outcome = train(run.config, run.path, world, _ports(run, on_progress, stop))
-    return run, interrupted(run) if stop.is_set() else outcome
+    return run, interrupted(run) if stop.is_set() and outcome.verdict == STOPPED else outcome
 
 
 def _ports(run: Run, on_progress: OnProgress, stop: threading.Event) -> Ports:

@@ -12,17 +12,24 @@ from service.config import PolicyConfig
 from service.gonogo import Decision
 from service.health import HealthReport
 from service.orchestration.control import ControlReader, News
-from service.orchestration.progress import OnProgress, Update, ignore
+from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
 from service.telemetry import logs
 from service.telemetry.exporter import LEASE_S, ExporterLease
 from service.telemetry.lines import TrialSeries
+
+_MANY_FAILURES = 5
+_NO_ANSWER = (
+    "the control plane does not answer: progress and directives wait, training itself goes on; is "
+    "the head node well?"
+)
 
 
 @dataclass(slots=True)
 class _Trial:
     series: TrialSeries
     starts: int = 0
-    applied: int = 0
+    stood: tuple[int, int] = (0, 0)
+    has_ended: bool = False
     said: tuple[Any, ...] = ()
     verdict: str = ""
     placement_groups: list[PlacementGroup] = field(default_factory=list)
@@ -52,6 +59,8 @@ class Monitor:
     def look(self, reader: ControlReader) -> None:
         """One look at the control plane; to be called about twice a second from one thread."""
         found = reader.read()
+        if reader.failures == _MANY_FAILURES:
+            self._on_progress(Update(trial=MAIN_TRIAL, messages=(_NO_ANSWER,)))
         self._hear_decisions()
         for news in found:
             self.hear(news)
@@ -62,10 +71,12 @@ class Monitor:
     def hear(self, news: News) -> None:
         """Takes one trial's news in and passes them on."""
         trial = self._trial(news.key)
-        trial.applied = news.applied
         messages = [line for event in news.events for line in self._event(trial, event)]
+        if news.missed:
+            messages.insert(0, f"{news.missed} log lines were lost: they were not read in time")
         step, total = news.progress.get("step", 0), news.progress.get("total", 0)
-        if step:
+        if step and (step, trial.starts) != trial.stood:
+            trial.stood = (step, trial.starts)
             trial.series.step(step, total, self._now())
         self._push(news.key)
         line = news.progress.get("line", {})
@@ -90,13 +101,11 @@ class Monitor:
         self._decisions.put((key, decision))
 
     def ended(self, key: str) -> None:
-        """The trial has ended by itself."""
-        if self._exporter is not None:
+        """The trial has ended by itself: its series are not pushed any more."""
+        trial = self._trial(key)
+        if self._exporter is not None and not trial.has_ended:
             self._exporter.end(key)
-
-    def applied(self, key: str) -> int:
-        """The number of the last directive that the trial has applied."""
-        return self._trial(key).applied
+        trial.has_ended = True
 
     def placement_groups(self, key: str) -> list[PlacementGroup]:
         """What holds, or held, the resources of the trial's workers."""
@@ -158,8 +167,9 @@ class Monitor:
         return [logs.decision_line(decision)]
 
     def _push(self, key: str) -> None:
-        if self._exporter is not None:
-            self._exporter.push(key, self._trial(key).series.values)
+        trial = self._trial(key)
+        if self._exporter is not None and not trial.has_ended:
+            self._exporter.push(key, trial.series.values)
 
     def _trial(self, key: str) -> _Trial:
         if key not in self._trials:

@@ -32,6 +32,11 @@ class Update:
 OnProgress = Callable[[Update], None]
 
 
+def rows_progress(on_progress: OnProgress, name: str) -> Callable[[int, int], None]:
+    """What counts rows, shown through `on_progress` under `name`."""
+    return lambda done, total: on_progress(Update(trial=name, step=done, total=total))
+
+
 def ignore(update: Update) -> None:
     """An `OnProgress` that shows nothing."""
 

@@ -5,7 +5,10 @@
 
 import json
 import os
+import re
 import secrets
+import shlex
+import shutil
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +18,14 @@ from typing import Any
 from service.config import Config
 from service.errors import ExitCode, RunError
 from service.settings import load_text, override
+from service.training.files import write_text
 from service.training.ports import Outcome
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 _RESUMABLE = ("STOPPED", "PAUSE")
-_ELSEWHERE = ("run.name", "run.storage", "data.", "loader.", "log.", "cluster.", "telemetry.")
-_AFTERWARDS = ("eval.", "tune.")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_DAMAGED = "{file} is damaged: {found}; move it away, the journal and the checkpoints are whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +58,70 @@ def resolved(config: Config) -> Config:
     )
 
 
-def plan_run(config: Config, run_id: str | None = None, parent: Path | None = None) -> Run:
+def plan_run(
+    config: Config,
+    run_id: str | None = None,
+    parent: Path | None = None,
+    *,
+    can_resume: bool = True,
+) -> Run:
     """A new run that is not made yet.
 
     run_id: made here when None. parent: the folder to make it in; `run.storage` when None.
+    can_resume: whether the command can continue a run whose name is taken.
 
     Raises:
-        RunError: the name is taken, or the storage is no folder.
+        RunError: the name is taken or not one, or the storage is no folder.
     """
     config = resolved(config)
-    run_id = run_id or new_run_id(config.run.name)
+    run_id = check_run_id(run_id) if run_id is not None else new_run_id(config.run.name)
     path = (parent or _storage(config)) / run_id
-    if path.is_dir():
+    if is_run(path):
+        instead = f", or continue it with {resume_words(path)}" if can_resume else ""
         raise RunError(
-            f"run {run_id} exists already in {path.parent}; leave the name out to start a new run, "
-            f"or continue it with --resume {run_id}"
+            f"run {run_id} exists already in {path.parent}; take another name, or leave it out to "
+            f"have one made{instead}"
         )
     return Run(run_id, path, config)
 
 
+def check_run_id(run_id: str) -> str:
+    """`run_id`, which becomes a folder's name.
+
+    Raises:
+        RunError: it would lead elsewhere, or other tools would stumble over it.
+    """
+    if _RUN_ID.fullmatch(run_id) is None:
+        raise RunError(
+            f"the run id {run_id!r} must be 1 to 64 letters, digits, - and _, and begin with a "
+            "letter or digit"
+        )
+    return run_id
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run's folder."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def resume_words(path: Path) -> str:
+    """What to type to continue the run in `path`, from any folder and with any storage."""
+    return f"--resume {shlex.quote(str(path))}"
+
+
 def make_run(run: Run) -> Run:
-    """Makes the folder of a planned run and writes its `config.yaml`.
+    """Makes the folder of a planned run with its `config.yaml`, both at once.
 
     Raises:
         RunError: the storage cannot be written.
     """
+    beside = run.path.with_name(f".{run.run_id}.{uuid.uuid4().hex[:8]}")
     try:
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        run.path.mkdir()
-        write_text(run.path / CONFIG_FILE, run.config.to_yaml())
+        beside.mkdir(parents=True)
+        write_text(beside / CONFIG_FILE, run.config.to_yaml())
+        beside.rename(run.path)
     except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
         raise RunError(
             f"cannot create the run folder {run.path}: {error}; see run.storage"
         ) from error
@@ -105,8 +143,8 @@ def open_run(run: str, storage: str = "runs") -> Run:
     if "/" not in run:
         tried.insert(0, Path(_absolute(storage)) / run)
     for path in tried:
-        file = path / CONFIG_FILE
-        if file.is_file():
+        if is_run(path):
+            file = path / CONFIG_FILE
             return Run(path.name, path, load_text(file.read_text("utf-8"), name=str(file)))
     places = " or ".join(str(path) for path in tried)
     raise RunError(
@@ -153,28 +191,33 @@ def interrupted(run: Run) -> Outcome:
         verdict="INTERRUPTED",
         cause="interrupted",
         words="stopped by the user",
-        remedy=f"continue it with --resume {run.run_id}",
+        remedy=f"continue it with {resume_words(run.path)}",
         exit_code=int(ExitCode.INTERRUPTED),
         summary={},
     )
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The `summary.json` of the run in `path`; None before there is one."""
+    """The `summary.json` of the run in `path`; None before there is one.
+
+    Raises:
+        RunError: it is damaged.
+    """
     file = path / SUMMARY_FILE
-    return json.loads(file.read_text("utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        summary = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(_DAMAGED.format(file=file, found=error)) from error
+    if not isinstance(summary, dict):
+        raise RunError(_DAMAGED.format(file=file, found=f"it holds a {type(summary).__name__}"))
+    return summary
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Writes `summary.json` into `path`, whole or not at all."""
     write_text(path / SUMMARY_FILE, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text by writing beside `path` and renaming."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _absolute(folder: str) -> str:
@@ -192,23 +235,25 @@ def _storage(config: Config) -> Path:
 
 
 def _refuse_ended(run: Run) -> None:
-    summary = read_summary(run.path)
-    if summary is None or summary["verdict"] in _RESUMABLE:
+    """A summary without a verdict is that of an evaluation on the way."""
+    summary = read_summary(run.path) or {}
+    verdict = summary.get("verdict")
+    if verdict is None or verdict in _RESUMABLE:
         return
     cause = f" ({summary['cause']})" if summary.get("cause") else ""
     raise RunError(
-        f"run {run.run_id} has ended: {summary['verdict']}{cause} after {summary['steps']} steps, "
+        f"run {run.run_id} has ended: {verdict}{cause} after {summary.get('steps', '?')} steps, "
         f"see {run.path / SUMMARY_FILE}; start a new run instead"
     )
 
 
 def _differences(old: Config, new: Config) -> list[str]:
     """The settings that determine the weights and differ."""
-    there, here = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    there, here = _flat(old.fingerprint_values()), _flat(new.fingerprint_values())
     return [
         f"{name} was {there.get(name)} and is {here.get(name)}"
         for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not name.startswith((*_ELSEWHERE, *_AFTERWARDS))
+        if there.get(name) != here.get(name)
     ]
 
 

@@ -26,7 +26,7 @@ Listen = Callable[[str, HealthReport, Decision], None]
 
 @dataclass(slots=True)
 class TrialRecord:
-    """What the scheduler knows of one trial; everything but times is in the journal.
+    """What the scheduler knows of one trial.
 
     stop_at: clock time of the first request to stop. killed: the grace period ran out.
     """
@@ -50,9 +50,11 @@ class TrialRecord:
 class GoNoGoScheduler(FIFOScheduler):
     """Decides on every report of every trial; starts trials in their order.
 
-    config: what the trials' samples are laid over. journal: JSON lines, appended. grace_s: seconds
-    that a trial has to stop by itself. clock: seconds, rising. now: Unix seconds, for the journal.
-    Send and listen are given by `attach`, since a pickled scheduler must hold no actor handle.
+    config: what the trials' samples are laid over. journal: JSON lines, appended. clock: seconds,
+    rising. now: Unix seconds, for the journal. Send and listen are given by `attach`, since Tune
+    pickles its scheduler, which must hold no actor handle then.
+    trials: by trial id, from a trial's first report. ended: ids of trials that will not go on.
+    is_closed: set to start no more trials and to drop those that wait.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class GoNoGoScheduler(FIFOScheduler):
         self._send: Send | None = None
         self._listen: Listen | None = None
         self.trials: dict[str, TrialRecord] = {}
+        self.ended: set[str] = set()
+        self.is_closed = False
 
     def attach(self, send: Send, listen: Listen | None = None) -> None:
         """send: carries a directive to a trial and returns at once. listen: hears decisions."""
@@ -90,7 +94,7 @@ class GoNoGoScheduler(FIFOScheduler):
         if "outcome" in result:
             return TrialScheduler.CONTINUE
         report = _health(result, trial.trial_id)
-        record = self._record(trial, report.step)
+        record = self._record(trial)
         applied = int(result.get("directive", 0))
         self._repeat(trial.trial_id, record, applied)
         if report.step > record.step:
@@ -103,23 +107,36 @@ class GoNoGoScheduler(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Called several times a second: also ends trials that no longer report in time."""
         for trial in tune_controller.get_trials():
+            if self.is_closed and trial.status == "PENDING":
+                tune_controller.stop_trial(trial)
             record = self.trials.get(trial.trial_id)
             if record and trial.status == "RUNNING" and self._overdue(record):
                 record.killed = True
                 tune_controller.stop_trial(trial)
-        return super().choose_trial_to_run(tune_controller)
+        return None if self.is_closed else super().choose_trial_to_run(tune_controller)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Tune also adds a trial again that it retries after an error."""
+        self.ended.discard(trial.trial_id)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self.ended.add(trial.trial_id)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self.ended.add(trial.trial_id)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self.ended.add(trial.trial_id)
 
     def debug_string(self) -> str:
         stopping = sum(record.stop_at is not None for record in self.trials.values())
         return f"GoNoGoScheduler: {len(self.trials)} trials, {stopping} asked to stop"
 
-    def _record(self, trial: Any, step: int) -> TrialRecord:
+    def _record(self, trial: Any) -> TrialRecord:
         found = self.trials.get(trial.trial_id)
         if found is None:
             rules = Rules.of(with_sample(self._config, trial.config))
-            new = TrialRecord(rules, dict(trial.config))
-            found = _replayed(new, _read(self._journal), trial.trial_id, step)
-            self.trials[trial.trial_id] = found
+            found = self.trials[trial.trial_id] = TrialRecord(rules, dict(trial.config))
         return found
 
     def _decide(self, key: str, record: TrialRecord, report: HealthReport, applied: int) -> None:
@@ -198,42 +215,3 @@ def _directive(decision: Decision, record: TrialRecord, applied: int) -> Directi
             case _:
                 raise RunError(f"a trial cannot be asked for the action {action.name!r}")
     return directive
-
-
-def _read(journal: Path) -> list[dict[str, Any]]:
-    """The journal's whole lines; a last line cut off by a crash is left out."""
-    if not journal.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    for text in journal.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
-
-
-def _replayed(record: TrialRecord, lines: list[dict[str, Any]], key: str, step: int) -> TrialRecord:
-    """`record` as it was after the last journalled decision before `step`.
-
-    Directive numbers go on from the highest ever used, also past that step, since the trial may
-    have applied it.
-    """
-    for line in lines:
-        if line["trial"] != key:
-            continue
-        if line["step"] < step:
-            record.state = PolicyState.from_dict(line["state"])
-            record.step = line["step"]
-        if line["directive"] is not None:
-            record.directive = _newer(record.directive, line, step)
-    return record
-
-
-def _newer(old: Directive | None, line: dict[str, Any], step: int) -> Directive:
-    """A directive decided past `step` keeps its number but asks for nothing any more."""
-    found = Directive.from_dict(line["directive"])
-    if line["step"] < step:
-        return found
-    kept = old or Directive(number=0)
-    return replace(kept, number=max(kept.number, found.number))

@@ -24,13 +24,22 @@ from service.config import Config
 from service.errors import ClusterError
 from service.gonogo import Directive
 from service.orchestration.background import Background
-from service.orchestration.cluster import connected, require
+from service.orchestration.cluster import connected, first_line, require
 from service.orchestration.control import ControlReader, start_control
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
-from service.orchestration.runs import Run, interrupted, make_run, resume_or_plan, write_text
+from service.orchestration.runs import (
+    Run,
+    interrupted,
+    make_run,
+    resume_or_plan,
+    resume_words,
+)
 from service.orchestration.worker import EndOnFault, Job, WorkerFault, rebuilt, run_worker
 from service.telemetry.exporter import ExporterLease, acquire
+from service.telemetry.logs import redacted
+from service.training.ending import STOPPED
+from service.training.files import write_text
 from service.training.ports import Outcome
 
 LOOK_S = 0.5
@@ -88,7 +97,7 @@ def fit(
     callbacks: tuple[UserCallback, ...] = (),
     worker: Callable[[dict[str, Any]], dict[str, Any]] = run_worker,
 ) -> dict[str, Any]:
-    """Runs the workers to their end; what rank 0 returned, or {"fault": ...} for a program's error.
+    """Runs the workers to their end; what rank 0 returned, or what the fault of a rank says.
 
     Ray keeps a marker in `<run dir>/ray` meanwhile. Checkpoints are the loop's and unknown to Ray,
     so that a second call for the same run goes on where the loop's last checkpoint is.
@@ -113,10 +122,11 @@ def fit(
     try:
         returned = trainer.fit().return_value
     except TrainingFailedError as error:
-        return _failed(config, error)
+        return _failed(config, job.run_dir, error)
     except RayError as error:
         raise ClusterError(
-            f"the training's controller was lost: {_first_line(error)}; continue with --resume"
+            f"the training's controller was lost: {first_line(error)}; continue with "
+            f"{resume_words(Path(job.run_dir))}"
         ) from error
     assert isinstance(returned, dict)
     shutil.rmtree(Path(job.run_dir) / _RAY_FOLDER, ignore_errors=True)
@@ -132,11 +142,11 @@ def ended(run: Run, returned: dict[str, Any]) -> Outcome:
     if "error" in returned:
         raise rebuilt(returned["error"])
     if "fault" in returned:
-        write_text(run.path / "error.txt", returned["fault"]["trace"])
+        write_text(run.path / "error.txt", redacted(returned["fault"]["trace"]))
         return Outcome(
             verdict="ERROR",
             cause="program_error",
-            words=returned["fault"]["words"],
+            words=redacted(returned["fault"]["words"]),
             remedy=f"this is a fault of the program; its traceback is in {run.path / 'error.txt'}",
             exit_code=1,
             summary={},
@@ -169,7 +179,10 @@ def _announce(on_progress: OnProgress, run: Run, exporter: ExporterLease | None)
 def _watch(
     run: Run, task: Background[dict[str, Any]], monitor: Monitor, reader: ControlReader
 ) -> Outcome:
-    """Looks at the run until it ends; an interrupt asks it to stop and waits for its checkpoint."""
+    """Looks at the run until it ends; an interrupt asks it to stop and waits for its checkpoint.
+
+    A run that ends by itself all the same ends as it would have without the interrupt.
+    """
     try:
         while not task.wait(LOOK_S):
             monitor.look(reader)
@@ -178,17 +191,19 @@ def _watch(
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt):
             stop_trials(task, monitor, reader)
-        return interrupted(run)
+        outcome = ended(run, task.result()) if task.wait(0) else None
+        return interrupted(run) if outcome is None or outcome.verdict == STOPPED else outcome
 
 
 def stop_trials(task: Background[Any], monitor: Monitor, reader: ControlReader) -> None:
     """Asks started trials to write their checkpoint and stop; waits at most `STOP_S` for `task`."""
     started = monitor.started
-    for key in started:
-        number = monitor.applied(key) + 1
-        reader.put(key, Directive(number=number, stop=True, reason="interrupted"))
     until = time.monotonic() + STOP_S
-    while started and not task.wait(LOOK_S) and time.monotonic() < until:
+    while started and not task.wait(0) and time.monotonic() < until:
+        for key in started:
+            # Again at every look: a control plane that was lost meanwhile has forgotten it.
+            reader.put(key, Directive(0, stop=True, reason="interrupted"))
+        task.wait(LOOK_S)
         monitor.look(reader)
 
 
@@ -204,27 +219,23 @@ def _scaling(config: Config) -> ScalingConfig:
     )
 
 
-def _failed(config: Config, error: TrainingFailedError) -> dict[str, Any]:
-    """A program's fault as a value, everything else as an error about the cluster."""
+def _failed(config: Config, run_dir: str, error: TrainingFailedError) -> dict[str, Any]:
+    """A worker's fault as a value, everything else as an error about the cluster."""
+    again = resume_words(Path(run_dir))
     if isinstance(error, ControllerError):
         cause = error.controller_failure
         if isinstance(cause, WorkerFault):
-            return {"fault": {"words": cause.words, "trace": cause.trace}}
+            return cause.values
         raise ClusterError(
-            f"the workers could not be started: {_first_line(cause)}; needed are "
+            f"the workers could not be started: {first_line(cause)}; needed are "
             f"{config.cluster.num_workers} workers with {config.cluster.cpus_per_worker:g} CPUs "
             f"and {config.cluster.gpus_per_worker:g} GPUs each. Wait until others have ended, or "
-            "lower cluster.num_workers, and continue with --resume"
+            f"lower cluster.num_workers, and continue with {again}"
         ) from error
     found = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    lost = "; ".join(f"rank {rank}: {_first_line(e)}" for rank, e in sorted(found.items()))
+    lost = "; ".join(f"rank {rank}: {first_line(e)}" for rank, e in sorted(found.items()))
     raise ClusterError(
         f"workers were lost more than cluster.max_failures={config.cluster.max_failures} times; "
-        f"the last time {lost or _first_line(error)}. Continue with --resume once the machines "
+        f"the last time {lost or first_line(error)}. Continue with {again} once the machines "
         "are well; killed workers often ran out of memory"
     ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or [''])[0][:300]}"

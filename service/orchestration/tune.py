@@ -16,7 +16,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.util.placement_group import remove_placement_group
 
 from service.config import Config
-from service.errors import CrossReidError, ExitCode
+from service.errors import CrossReidError, ExitCode, RunError
 from service.gonogo import Decision, Verdict
 from service.orchestration.background import Background
 from service.orchestration.cluster import connected, require
@@ -31,12 +31,13 @@ from service.orchestration.runs import (
     plan_run,
     read_summary,
     write_summary,
-    write_text,
 )
 from service.orchestration.scheduler import GoNoGoScheduler, TrialRecord
 from service.orchestration.space import check_space, num_trials, param_space, with_sample
 from service.orchestration.train import LOOK_S, ended, exporter_lease, fit, stop_trials
-from service.orchestration.worker import Job, error_values
+from service.orchestration.worker import Job, error_values, rebuilt
+from service.telemetry.logs import redacted
+from service.training.files import write_text
 
 JOURNAL = "decisions.jsonl"
 BEST_FILE = "best.yaml"
@@ -52,7 +53,8 @@ _GONE_S = 5.0
 class Row:
     """One trial's line in the final table.
 
-    verdict: GO, NO_GO, WAIT, STOPPED, INTERRUPTED, ERROR or UNKNOWN. cause: in words.
+    verdict: GO, NO_GO, WAIT, STOPPED, INTERRUPTED, ERROR or UNKNOWN. cause: in words. exit_code:
+    that of an ERROR, as if the trial had been trained alone.
     """
 
     trial: str
@@ -62,6 +64,7 @@ class Row:
     remedy: str = ""
     steps: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def launch_tuning(
         ClusterError: the cluster is too small for the concurrent trials, or not reachable.
     """
     check_space(config)
-    sweep = plan_run(config, experiment_id)
+    sweep = plan_run(config, experiment_id, can_resume=False)
     config = sweep.config
     together = min(config.tune.max_concurrent, num_trials(config))
     with connected(config.cluster) as cluster:
@@ -184,17 +187,25 @@ class _Watch:
         """Tune's results, and whether the user interrupted; no results then."""
         try:
             while not self._task.wait(LOOK_S):
-                self._monitor.look(self._reader)
+                self._look()
                 self._free(_GONE_S)
-            self._monitor.look(self._reader)
+            self._look()
             while not self._free(_GONE_S):
                 time.sleep(LOOK_S)
             results = self._task.result()
             return [results[i] for i in range(len(results))], False
         except KeyboardInterrupt:
+            self._scheduler.is_closed = True
             with contextlib.suppress(KeyboardInterrupt):
                 stop_trials(self._task, self._monitor, self._reader)
             return [], True
+
+    def _look(self) -> None:
+        """What a trial told before it ended is heard before it counts as ended."""
+        ended = tuple(self._scheduler.ended)
+        self._monitor.look(self._reader)
+        for key in ended:
+            self._monitor.ended(key)
 
     def _free(self, after_s: float) -> bool:
         """Gives back what killed trials still hold; True when there is nothing left to give.
@@ -241,23 +252,39 @@ def _ended(
 def _row(sweep: Run, result: Any, records: dict[str, TrialRecord]) -> Row:
     """A trial's line, and its verdict in its own summary.json: the loop there did not judge."""
     metrics: dict[str, Any] = result.metrics or {}
-    trial = metrics["trial_id"]
+    # A trial that never reported has no metrics; its folder at Tune is named after it.
+    trial = metrics.get("trial_id") or Path(result.path or "unknown").name
     row = Row(trial=trial, sample=dict(result.config or {}), verdict="UNKNOWN")
     outcome = json.loads(metrics.get("outcome", "{}"))
     if "error" in outcome:
-        return replace(row, verdict="ERROR", cause=outcome["error"]["message"])
+        return _erred(row, rebuilt(outcome["error"]))
     if result.error is not None and not outcome:
-        return replace(row, verdict="ERROR", cause=str(result.error).strip().splitlines()[-1])
+        return replace(row, verdict="ERROR", cause=_last_line(result.error), exit_code=1)
     if outcome.get("verdict") == "ERROR":
-        return replace(row, verdict="ERROR", cause=outcome["words"], remedy=outcome["remedy"])
+        told, remedy = outcome["words"], outcome["remedy"]
+        return replace(row, verdict="ERROR", cause=told, remedy=remedy, exit_code=1)
     record = records.get(trial)
-    summary = read_summary(sweep.path / trial) or {}
+    try:
+        summary = read_summary(sweep.path / trial) or {}
+    except RunError as error:
+        return _erred(row, error)
     row = _judged(row, record.verdict if record else None)
     row = replace(row, steps=summary.get("steps", record.step if record else 0))
     if summary:
         summary |= {"verdict": row.verdict, "cause": row.cause}
         write_summary(sweep.path / trial, summary)
     return replace(row, summary=summary)
+
+
+def _erred(row: Row, error: CrossReidError) -> Row:
+    words, code = redacted(str(error)), int(error.exit_code)
+    return replace(row, verdict="ERROR", cause=words, exit_code=code)
+
+
+def _last_line(error: BaseException) -> str:
+    """Where Ray's long texts name the cause; the error's kind when there is no text."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return redacted(lines[-1].strip()) if lines else type(error).__name__
 
 
 def _stopped(key: str, record: TrialRecord) -> Row:
@@ -294,9 +321,12 @@ def _best_yaml(sweep: Run, best: Row) -> str:
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _exit_code(rows: tuple[Row, ...]) -> ExitCode:
-    """OK when a trial got GO; else NO_GO when one was judged; else a user's error."""
+def _exit_code(rows: tuple[Row, ...]) -> int:
+    """OK when a trial got GO; else NO_GO when one was judged; else the worst that `train` says."""
     verdicts = {row.verdict for row in rows}
     if "GO" in verdicts:
         return ExitCode.OK
-    return ExitCode.NO_GO if "NO_GO" in verdicts else ExitCode.USER_ERROR
+    if "NO_GO" in verdicts:
+        return ExitCode.NO_GO
+    codes = [row.exit_code for row in rows if row.exit_code]
+    return min(codes, default=int(ExitCode.USER_ERROR))

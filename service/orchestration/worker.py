@@ -18,7 +18,8 @@ from ray.exceptions import RayError
 from ray.train import UserCallback
 
 from service import errors
-from service.errors import CrossReidError
+from service.errors import ClusterError, CrossReidError
+from service.orchestration.cluster import first_line
 from service.orchestration.control import ControlClient, find_control
 from service.settings import load_text
 
@@ -45,15 +46,26 @@ class Job:
 
 
 class WorkerFault(Exception):
-    """The program failed in a worker: no user's mistake and no lost process, so never retried."""
+    """One worker failed in a way that another try would repeat, so it ends the training.
 
-    def __init__(self, words: str, trace: str) -> None:
-        super().__init__(words, trace)
+    error: what the user can do about it, as `error_values`; without it the program is to blame.
+    """
+
+    def __init__(self, words: str, trace: str, error: dict[str, str] | None = None) -> None:
+        super().__init__(words, trace, error)
         self.words = words
         self.trace = trace
+        self.error = error
 
     def __str__(self) -> str:
         return self.words
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """As `run_worker` returns, or {"fault": ...} for a program's error."""
+        if self.error is not None:
+            return {"error": self.error}
+        return {"fault": {"words": self.words, "trace": self.trace}}
 
 
 class EndOnFault(UserCallback):
@@ -77,7 +89,7 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
     Returns {"outcome": ...}, or {"error": ...} for what the user must act on: neither is retried.
 
     Raises:
-        WorkerFault: the program failed.
+        WorkerFault: the program failed, or this rank alone ran out of memory.
         RuntimeError: another process was lost; Ray starts all workers again.
     """
     job = Job(**values)
@@ -89,8 +101,19 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         if is_lost_peer(error):
             raise
-        trace = traceback.format_exc()
-        raise WorkerFault(f"{type(error).__name__}: {error}", trace) from error
+        raise fault_of(error) from error
+
+
+def fault_of(error: Exception) -> WorkerFault:
+    """What `error`, which is being handled, means for the training."""
+    words, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+    if "OutOfMemoryError" not in _kinds(error):
+        return WorkerFault(words, trace)
+    told = ClusterError(
+        f"a worker is out of memory: {first_line(error)}; lower sampler.ids_per_batch, raise "
+        "cluster.num_workers, or set train.precision=bf16"
+    )
+    return WorkerFault(words, trace, error_values(told))
 
 
 def error_values(error: CrossReidError) -> dict[str, str]:
@@ -106,11 +129,14 @@ def rebuilt(values: dict[str, str]) -> CrossReidError:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective failed because another process went away."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & _COLLECTIVE_ERRORS:
+    if _kinds(error) & _COLLECTIVE_ERRORS:
         return True
     words = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in words for word in _COLLECTIVE_WORDS)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
 
 
 def _train(job: Job) -> "Outcome":

@@ -3,6 +3,9 @@
 Runs hold leases, which their driver renews. An ended trial's series stay for `linger_s` seconds, so
 that the last verdict is scraped; a driver that dies stops renewing, and its series go likewise. The
 actor ends after the last lease and the last series.
+
+A killed actor comes back empty. Every push and renewal says where it serves and whose it is, so the
+first of them opens the port again.
 """
 
 import contextlib
@@ -119,7 +122,8 @@ class Server:
         registry.register(series)
         self._server: WSGIServer
         self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        self.address = f"http://{host}:{self._server.server_port}/metrics"
+        self.host, self.port = host, self._server.server_port
+        self.address = f"http://{host}:{self.port}/metrics"
 
     def close(self) -> None:
         self._server.shutdown()
@@ -133,11 +137,12 @@ class Exporter:
     def __init__(self) -> None:
         self._series = Series()
         self._server: Server | None = None
+        self._waits_until = time.monotonic() + LEASE_S
         self._self = ray.get_runtime_context().current_actor
         threading.Thread(target=self._tick, daemon=True).start()
 
-    def acquire(self, run: str, host: str, port: int, or_any_port: bool) -> tuple[str, str]:
-        """Takes the run's lease: the address, and why it is not `port`, or an empty text.
+    def acquire(self, run: str, host: str, port: int, or_any_port: bool) -> tuple[str, int, str]:
+        """Takes the run's lease: host, port, and why it is not the one asked for, or an empty text.
 
         An exporter that serves already keeps its address. Raises OSError when the port is taken.
         """
@@ -147,14 +152,20 @@ class Exporter:
                 self._server = Server(self._series, host, port)
             except OSError as error:
                 if not or_any_port:
+                    self._waits_until = 0.0
                     raise
                 self._server = Server(self._series, host, 0)
                 note = f"port {port} is taken ({error.strerror})"
         self._series.lease(run, LEASE_S)
-        return self._server.address, note
+        return self._server.host, self._server.port, note
 
-    def renew(self, run: str) -> None:
+    def renew(self, run: str, host: str, port: int) -> None:
+        """Renews the lease, and serves at `port` again after a restart."""
         self._series.lease(run, LEASE_S)
+        if self._server is None:
+            # A port that is still taken is tried again at the next call.
+            with contextlib.suppress(OSError):
+                self._server = Server(self._series, host, port)
 
     def push(self, run: str, trial: str, values: Mapping[str, Any], linger_s: float) -> None:
         self._series.push(run, trial, values, linger_s)
@@ -166,15 +177,19 @@ class Exporter:
         self._series.release(run)
 
     def sweep(self) -> None:
-        """Called by the actor itself; ends it when nothing is left."""
-        if self._series.sweep() and self._server is not None:
+        """Called by the actor itself; ends it when nothing is left, or nobody came in time."""
+        if not self._series.sweep():
+            return
+        if self._server is not None:
             self._server.close()
+            exit_actor()
+        if time.monotonic() > self._waits_until:
             exit_actor()
 
     def _other_port(self, port: int) -> str:
         assert self._server is not None
-        serves = self._server.address
-        return "" if port == 0 or f":{port}/" in serves else "the cluster's exporter runs already"
+        serves = self._server.port
+        return "" if port in (0, serves) else "the cluster's exporter runs already"
 
     def _tick(self) -> None:
         while True:
@@ -189,15 +204,19 @@ class ExporterLease:
     address: where `/metrics` is. note: why it is not at the port that was asked for.
     """
 
-    def __init__(self, handle: Any, run: str, linger_s: float, address: str, note: str):
+    def __init__(
+        self, handle: Any, run: str, linger_s: float, *, host: str, port: int, note: str
+    ) -> None:
         self._handle = handle
         self._run = run
         self._linger_s = linger_s
-        self.address = address
+        self._place = (host, port)
+        self.address = f"http://{host}:{port}/metrics"
         self.note = note
 
     def push(self, trial: str, values: Values) -> None:
-        """Sends a trial's full snapshot."""
+        """Sends a trial's full snapshot, and renews."""
+        self.renew()
         self._handle.push.remote(self._run, trial, values, self._linger_s)
 
     def end(self, trial: str) -> None:
@@ -205,7 +224,7 @@ class ExporterLease:
 
     def renew(self) -> None:
         """To be called well within `LEASE_S`."""
-        self._handle.renew.remote(self._run)
+        self._handle.renew.remote(self._run, *self._place)
 
     def release(self) -> None:
         """Waits until the exporter knows; it serves the last snapshots for `linger_s` more."""
@@ -227,8 +246,8 @@ def acquire(config: TelemetryConfig, run: str, *, local: bool) -> ExporterLease:
         handle = _actor()
         try:
             call = handle.acquire.remote(run, config.host, config.port, local)
-            address, note = ray.get(call, timeout=_CALL_S)
-            return ExporterLease(handle, run, config.linger_s, address, note)
+            host, port, note = ray.get(call, timeout=_CALL_S)
+            return ExporterLease(handle, run, config.linger_s, host=host, port=port, note=note)
         except RayTaskError as error:
             raise ClusterError(
                 f"the exporter cannot listen on {config.host}:{config.port}: {error.cause}; set "

@@ -11,8 +11,9 @@ from typing import Any
 from service.health import HealthReport
 
 LOGGER = "crossreid"
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
-_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_SECRET_NAME = re.compile(r"PASS|PWD|TOKEN|SECRET|KEY", re.IGNORECASE)
+_FOLDER_NAMES = ("PWD", "OLDPWD")
+_LOGIN = re.compile(r"""(?<=://)[^\s'"]+(?=@)""")
 
 
 def start_lines(event: Mapping[str, Any]) -> list[str]:
@@ -122,10 +123,14 @@ def duration(seconds: float) -> str:
 
 
 def redacted(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """`text` without the values of secret environment variables and without logins in URLs."""
+    """`text` without the values of secret environment variables and without logins in URLs.
+
+    A secret may hold slashes, so a login is all between `://` and the last @ of the word.
+    """
     values = os.environ if environ is None else environ
-    for name, value in values.items():
-        if _SECRET_NAME.search(name) and len(value) >= 6:
+    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
+        is_secret = _SECRET_NAME.search(name) and name not in _FOLDER_NAMES
+        if is_secret and len(value) >= 6:
             text = text.replace(value, f"<{name}>")
     return _LOGIN.sub("<login>", text)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from service.config import Config
-from service.data.index import IdentityIndex
+from service.data.fitting import open_plan
 from service.data.layout import FUSED, Batch
 from service.data.loader import Loader
 from service.data.records import Records
@@ -17,6 +17,7 @@ from service.data.sampler import PKPlan
 from service.data.transforms import augment, draw, mask_tokens, normalise
 from service.distributed import Distributed
 from service.errors import CrossReidError, DataError
+from service.evaluation.evaluator import check_test_split
 from service.health import Health
 from service.losses.memory import CrossBatchMemory
 from service.model.reid import CrossReID, Inputs
@@ -121,24 +122,12 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _local_parts(config: Config, world: Distributed) -> tuple[Records, PKPlan, CrossReID]:
-    records = _open_records(config)
-    index = IdentityIndex.build(records.class_index, records.modality, records.num_classes)
-    plan = PKPlan(index, config.sampler, config.run.seed)
-    plan.check_world(world.world)
+    records, plan = open_plan(config, world.world)
+    if config.eval.after_training:
+        check_test_split(Records.open(config.data.records, "test"))
     torch.manual_seed(config.run.seed)
     model = CrossReID(config.model, records.num_classes, world.gather_rows).to(world.device)
     return records, plan, model
-
-
-def _open_records(config: Config) -> Records:
-    records = Records.open(config.data.records, "train")
-    wanted = tuple(config.model.backbone.image_size)
-    if tuple(records.image_size) != wanted:
-        raise DataError(
-            f"{config.data.records} holds images of {records.image_size}, the model wants {wanted}"
-            "; ingest again with --size, or set model.backbone.image_size"
-        )
-    return records
 
 
 def _require_same(world: Distributed, what: str, fingerprint: str) -> None:

@@ -48,6 +48,22 @@ def test_an_interrupted_run_goes_on_where_it_was_and_can_be_evaluated(
     assert read_summary(run.path) == summary
 
 
+def test_an_interrupt_after_the_last_step_changes_nothing(records: Path, tmp_path: Path):
+    settings = override(
+        small_config(records), [f"run.storage={tmp_path}", "train.max_steps=20", "policy.window=10"]
+    )
+
+    def interrupt(update: Update) -> None:
+        if update.step == settings.train.max_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run, outcome = train_here(settings, on_progress=interrupt)
+    summary = read_summary(run.path)
+    assert summary is not None
+    assert outcome.verdict == summary["verdict"] != "STOPPED"
+    assert outcome.verdict != "INTERRUPTED"
+
+
 def test_a_run_without_a_checkpoint_cannot_be_evaluated(records: Path, tmp_path: Path):
     run = create_run(override(small_config(records), [f"run.storage={tmp_path}"]), "empty")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):

@@ -1,6 +1,8 @@
 """Whether a run fits a cluster, and how failures of workers are told apart; without Ray running."""
 
 import pickle
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,15 +12,19 @@ from ray.train import ControllerError, WorkerGroupError
 
 from service.config import ClusterConfig, Config, DataConfig
 from service.errors import ClusterError, DataError, NonFiniteError
-from service.orchestration.cluster import connected, require
-from service.orchestration.train import _failed
+from service.orchestration.background import Background
+from service.orchestration.cluster import connected, first_line, require
+from service.orchestration.runs import Run
+from service.orchestration.train import _failed, _watch, ended
 from service.orchestration.worker import (
     EndOnFault,
     WorkerFault,
     error_values,
+    fault_of,
     is_lost_peer,
     rebuilt,
 )
+from service.training.ports import Outcome
 
 CONFIG = Config(data=DataConfig(records="r"))
 
@@ -69,6 +75,83 @@ def test_a_cluster_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPat
         pass
 
 
+def test_ray_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch):
+    def fail(**_: Any) -> None:
+        raise RuntimeError("Failed to start GCS.\nlong text")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    words = r"cannot start Ray on this machine: RuntimeError: Failed to start GCS\.; .*--local"
+    with pytest.raises(ClusterError, match=words), connected(ClusterConfig()):
+        pass
+
+
+@pytest.mark.parametrize("mode", ["disabled", ""])
+def test_a_cluster_without_a_token_is_not_started(monkeypatch: pytest.MonkeyPatch, mode: str):
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was started"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(ClusterError, match="unset RAY_AUTH_MODE"), connected(ClusterConfig()):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n  one\ntwo"), "ValueError: one"),
+        (ValueError(""), "ValueError"),
+        (ValueError(" \n"), "ValueError"),
+    ],
+)
+def test_an_error_in_one_line_is_its_kind_and_first_words(error: Exception, line: str):
+    assert first_line(error) == line
+
+
+def outcome(verdict: str) -> dict[str, Any]:
+    return {"outcome": Outcome(verdict, "", "", "", 0, {}).to_dict()}
+
+
+@pytest.mark.parametrize(
+    ("returned", "verdict"),
+    [(outcome("GO"), "GO"), (outcome("NO_GO"), "NO_GO"), (outcome("STOPPED"), "INTERRUPTED")],
+)
+def test_an_interrupt_that_comes_too_late_changes_nothing(returned: dict[str, Any], verdict: str):
+    def interrupt(reader: Any) -> None:
+        raise KeyboardInterrupt
+
+    monitor: Any = SimpleNamespace(look=interrupt, started=["main"])
+    reader: Any = SimpleNamespace(put=lambda key, directive: None)
+    task = Background(lambda: returned)
+    assert _watch(Run("one", Path("/runs/one"), CONFIG), task, monitor, reader).verdict == verdict
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+def test_a_rank_out_of_memory_ends_the_training_with_what_to_lower():
+    fault = fault_of(OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
+    found = _failed(CONFIG, "/runs/one", ControllerError(pickle.loads(pickle.dumps(fault))))
+    with pytest.raises(ClusterError, match=r"allocate 2 GiB; lower sampler\.ids_per_batch") as told:
+        ended(Run("one", Path("/runs/one"), CONFIG), found)
+    assert told.value.exit_code == 2
+    assert fault_of(TypeError("x")).values["fault"]["words"] == "TypeError: x"
+
+
+def test_a_faults_traceback_is_kept_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("STORE_KEY", "0123456789")
+    fault = {"fault": {"words": "x 0123456789", "trace": "in 0123456789"}}
+    found = ended(Run("one", tmp_path, CONFIG), fault)
+    assert found.words == "x <STORE_KEY>"
+    assert (tmp_path / "error.txt").read_text() == "in <STORE_KEY>"
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [
@@ -104,13 +187,13 @@ def test_a_users_error_keeps_class_message_and_exit_code_across_processes(error:
 
 
 def test_a_fault_in_the_controller_is_a_value_and_anything_else_an_error():
-    found = _failed(CONFIG, ControllerError(WorkerFault("TypeError: x", "trace")))
+    found = _failed(CONFIG, "r", ControllerError(WorkerFault("TypeError: x", "trace")))
     assert found == {"fault": {"words": "TypeError: x", "trace": "trace"}}
-    with pytest.raises(ClusterError, match=r"could not be started: TimeoutError: no room"):
-        _failed(CONFIG, ControllerError(TimeoutError("no room")))
+    with pytest.raises(ClusterError, match=r"started: TimeoutError: no room.* --resume '/a b/r'"):
+        _failed(CONFIG, "/a b/r", ControllerError(TimeoutError("no room")))
 
 
 def test_workers_lost_too_often_are_named_by_rank():
     lost = WorkerGroupError("", {1: RuntimeError("killed"), 0: RuntimeError("closed")})
     with pytest.raises(ClusterError, match=r"max_failures=3 .*rank 0: .*closed; rank 1: .*killed"):
-        _failed(CONFIG, lost)
+        _failed(CONFIG, "r", lost)

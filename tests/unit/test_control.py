@@ -1,13 +1,16 @@
 """The control plane's state, and the driver's monitor, without Ray."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import ActorDiedError
 
 from service.config import PolicyConfig
 from service.gonogo import Decision, Directive, Verdict
-from service.orchestration.control import ControlState, News
+from service.orchestration.control import ControlClient, ControlReader, ControlState, News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import PlainProgress, Update
 from tests.reports import HEALTHY
@@ -30,8 +33,20 @@ def test_older_and_repeated_directives_change_nothing():
     state = ControlState()
     state.put("a", directive(2, sdm_weight=0.3))
     state.put("a", directive(1, sdm_weight=0.1))
-    state.put("a", directive(2, stop=True))
+    state.put("a", directive(2, sdm_weight=0.2))
     assert state.get("a", 0) == directive(2, sdm_weight=0.3)
+
+
+def test_a_stop_is_obeyed_whatever_its_number_and_whatever_else_is_said():
+    state = ControlState()
+    state.put("a", directive(1, sdm_weight=0.1))
+    state.put("a", directive(1, stop=True))
+    assert state.get("a", 0) == directive(1, stop=True)
+    state.put("a", directive(2, sdm_weight=0.3))
+    assert state.get("a", 4) == directive(5, stop=True)
+    restarted = ControlState()
+    restarted.put("a", directive(0, stop=True))
+    assert restarted.get("a", 7) == directive(8, stop=True)
 
 
 def test_the_driver_reads_echo_progress_and_each_event_once():
@@ -62,6 +77,63 @@ def test_events_that_nobody_reads_do_not_pile_up():
     assert events[-1] == (1000, {"n": 999})
 
 
+class FakeControl:
+    """An actor whose calls fail while it is dead. No Ray: `ray.get` is replaced."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state: ControlState | None = ControlState()
+        self.read = SimpleNamespace(remote=lambda *given: ("read", *given))
+        self.get = SimpleNamespace(remote=lambda *given: ("get", *given))
+        monkeypatch.setattr(ray, "get", self._answer)
+        monkeypatch.setattr(ray, "wait", lambda calls, timeout: (calls, []))
+
+    def _answer(self, call: Any, timeout: float | None = None) -> Any:
+        if self.state is None:
+            raise ActorDiedError()
+        name, *given = call
+        return getattr(self.state, name)(*given)
+
+
+def test_a_control_plane_that_does_not_answer_is_said_once(monkeypatch: pytest.MonkeyPatch):
+    control = FakeControl(monkeypatch)
+    reader, said = ControlReader(control), list[Update]()
+    monitor = Monitor(PolicyConfig(), on_progress=said.append)
+    for control.state in (None, None, ControlState(), *[None] * 10):
+        monitor.look(reader)
+    assert [update.messages[0][:39] for update in said] == [
+        "the control plane does not answer: prog"
+    ]
+
+
+def test_a_worker_logs_once_that_no_directives_come(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    control = FakeControl(monkeypatch)
+    monkeypatch.setattr(logging.getLogger("crossreid"), "propagate", True)
+    client = ControlClient(control, "a")
+    control.state = None
+    for _ in range(20):
+        assert client.poll(0) is None
+    assert len(caplog.records) == 1
+    assert "no directives come any more" in caplog.text
+
+
+def test_log_lines_that_nobody_read_in_time_are_counted(monkeypatch: pytest.MonkeyPatch):
+    control = FakeControl(monkeypatch)
+    reader, said = ControlReader(control), list[Update]()
+    monitor = Monitor(PolicyConfig(), on_progress=said.append)
+    assert control.state is not None
+    for n in (3, 300, 2):
+        for _ in range(n):
+            control.state.report("a", {"event": "checkpoint"})
+        monitor.look(reader)
+    assert [update.messages for update in said] == [
+        (),
+        ("44 log lines were lost: they were not read in time",),
+        (),
+    ]
+
+
 class FakeLease:
     def __init__(self) -> None:
         self.pushed: dict[str, dict[str, Any]] = {}
@@ -82,10 +154,10 @@ def lease() -> Any:
     return FakeLease()
 
 
-def news(*events: dict[str, Any], step: int = 0, applied: int = 0) -> News:
+def news(*events: dict[str, Any], step: int = 0) -> News:
     line = {"verdict": "WAIT", "ce_fraction": 0.9}
     progress = {"step": step, "total": 100, "line": line} if step else {}
-    return News("a", applied, progress, events)
+    return News("a", 0, progress, events)
 
 
 WORKERS = {"event": "workers", "placement_group": None}
@@ -102,7 +174,6 @@ def test_health_and_decisions_reach_the_exporter_and_the_screen(lease: Any):
             {"event": "decision", **decision},
             {"event": "checkpoint", "step": 200},
             step=200,
-            applied=4,
         )
     )
     values = lease.pushed["a"]
@@ -110,8 +181,35 @@ def test_health_and_decisions_reach_the_exporter_and_the_screen(lease: Any):
     assert values["heartbeat_timestamp_seconds"] == {(): 7.0}
     assert values["gate_decisions_total"] == {("verdict", "GO"): 1.0}
     assert said[-1].messages[-1] == "[verdict] step=200 GO"
-    assert monitor.applied("a") == 4
     assert monitor.started == ["a"]
+
+
+def test_the_heartbeat_stands_while_no_step_is_made(lease: Any):
+    clock = [0.0]
+    monitor = Monitor(PolicyConfig(), lease, now=lambda: clock[0])
+    beats = []
+    for clock[0], heard in (
+        (1.0, news(WORKERS, step=5)),
+        (2.0, news(step=5)),
+        (3.0, news(step=6)),
+        (4.0, news(WORKERS, step=6)),
+        (5.0, news(step=6)),
+    ):
+        monitor.hear(heard)
+        beats.append(lease.pushed["a"]["heartbeat_timestamp_seconds"][()])
+    assert beats == [1.0, 1.0, 3.0, 4.0, 4.0]
+
+
+def test_an_ended_trial_is_told_once_and_pushed_no_more(lease: Any):
+    monitor = Monitor(PolicyConfig(), lease)
+    monitor.hear(news(step=5))
+    for _ in range(2):
+        monitor.ended("a")
+        monitor.hear(news(step=5))
+        monitor.decided("a", Decision(50, Verdict.GO))
+        reader: Any = SimpleNamespace(read=list, failures=0)
+        monitor.look(reader)
+    assert lease.pushed == {}
 
 
 def test_a_decision_is_said_once_until_it_changes(lease: Any):
@@ -138,7 +236,7 @@ def test_a_schedulers_verdict_replaces_that_of_a_loop_that_does_not_decide(lease
     monitor = Monitor(PolicyConfig(), lease, said.append)
     monitor.decided("a", Decision(50, Verdict.GO))
     assert said == []
-    reader: Any = SimpleNamespace(read=lambda: [news(step=60)])
+    reader: Any = SimpleNamespace(read=lambda: [news(step=60)], failures=0)
     monitor.look(reader)
     assert said[0].messages == ("[verdict] step=50 GO",)
     assert said[-1].line["verdict"] == "GO"
@@ -147,7 +245,7 @@ def test_a_schedulers_verdict_replaces_that_of_a_loop_that_does_not_decide(lease
 def test_the_lease_is_renewed_while_the_driver_looks(lease: Any):
     clock = [0.0]
     monitor = Monitor(PolicyConfig(), lease, now=lambda: clock[0])
-    reader: Any = SimpleNamespace(read=list)
+    reader: Any = SimpleNamespace(read=list, failures=0)
     for clock[0] in (1.0, 10.0, 20.0, 30.0, 40.0):
         monitor.look(reader)
     assert lease.renewals == 2

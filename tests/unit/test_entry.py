@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.config import Config
+from service.data.synthetic import SynthSettings, synthesize
 from service.errors import ExitCode
 from service.orchestration import entry, train
 from service.orchestration.runs import create_run
@@ -76,6 +77,32 @@ def test_a_job_started_again_with_its_run_id_continues_the_run(
     assert "NO_GO: it stands - move it" in log
     made = Path(load_config(config).run.storage) / "night-1" / "config.yaml"
     assert load_config(made).train.epochs == 3
+
+
+def test_a_run_id_that_leads_out_of_the_storage_is_refused(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+):
+    given = fake_launch(monkeypatch)
+    create_run(load_config(config), "elsewhere", tmp_path)
+    for entrypoint in (entry.train_entry, entry.tune_entry):
+        words = [config, "--run-id", "../elsewhere", "tune.space={run.seed: {grid: [1]}}"]
+        assert entrypoint(words) == ExitCode.USER_ERROR
+        assert "'../elsewhere' must be" in log[-1]
+    assert given == []
+
+
+def test_a_sweep_whose_name_is_taken_is_not_said_to_resume(config: str, log: list[str]):
+    create_run(load_config(config), "night-1")
+    words = [config, "--run-id", "night-1", "tune.space={run.seed: {grid: [1]}}"]
+    assert entry.tune_entry(words) == ExitCode.USER_ERROR
+    assert "night-1 exists already" in log[-1]
+    assert "--resume" not in log[-1]
+
+
+def test_an_ingest_says_how_far_it_is(tmp_path: Path, log: list[str]):
+    synthesize(tmp_path / "o", SynthSettings(people=6, images_per_person=5, image_size=(32, 32)))
+    assert entry.ingest_entry([f"{tmp_path}/o", f"{tmp_path}/r", "32x32"]) == ExitCode.OK
+    assert log[-2].startswith(f"{tmp_path}/o  step ")
 
 
 def test_a_mistake_is_one_line_and_its_exit_code(config: str, log: list[str]):

@@ -1,26 +1,22 @@
+"""From a whole ORBench-format folder to records: what is in them, left out, and left behind."""
+
 import errno
 import hashlib
-import io
 import json
+import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import fsspec
 import numpy as np
 import pytest
-import simplejpeg
-from PIL import Image
 
 import service.data.ingest as ingest_module
-from service.data.images import prepare_image
 from service.data.ingest import ingest
-from service.data.manifest import Manifest
 from service.data.records import Records
 from service.errors import DataError
 from service.modality import Modality
-from tests.orbench import OrbenchFolder, jpeg, write_orbench
+from tests.orbench import OrbenchFolder, jpeg, refuses, run, write_orbench
 
 SIZE = (24, 12)
 
@@ -28,18 +24,6 @@ SIZE = (24, 12)
 @pytest.fixture
 def data(tmp_path: Path) -> OrbenchFolder:
     return write_orbench(tmp_path / "data", size=SIZE)
-
-
-def run(data: OrbenchFolder, **settings) -> Manifest:
-    out = data.root.parent / "out"
-    return ingest(data.root, str(out), **({"image_size": SIZE} | settings))
-
-
-def refuses(data: OrbenchFolder, message: str, **settings) -> None:
-    """The ingest fails with `message` and leaves nothing behind."""
-    with pytest.raises(DataError, match=message):
-        run(data, **settings)
-    assert [path.name for path in data.root.parent.iterdir()] == ["data"]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -139,81 +123,6 @@ def test_a_shorter_context_gives_shorter_tokens(data):
     assert manifest.notes["truncated_captions"] == 6 + 4
 
 
-# Images
-
-
-def test_an_image_of_the_right_size_keeps_its_bytes():
-    data = jpeg(np.random.default_rng(0), SIZE)
-    assert prepare_image(data, SIZE) is data
-
-
-def smooth_jpeg(size: tuple[int, int], mode: str = "RGB") -> bytes:
-    """A gradient, which survives JPEG and resizing with small errors."""
-    y, x = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]), indexing="ij")
-    pixels = (np.stack([60 + 150 * y, 60 + 150 * x, 200 - 100 * y], axis=-1)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, "JPEG", quality=98)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("size", [(96, 48), (10, 5), (96, 6), (12, 60), (1, 1)])
-def test_resized_images_look_like_the_source(size):
-    data = smooth_jpeg(size)
-    pixels = simplejpeg.decode_jpeg(prepare_image(data, SIZE))
-    assert pixels.shape == (*SIZE, 3)
-    source = simplejpeg.decode_jpeg(data)
-    expected = cv2.resize(source, SIZE[::-1], interpolation=cv2.INTER_LINEAR)
-    assert np.abs(pixels.astype(int) - expected).mean() < 6
-
-
-def test_shrinking_averages_areas():
-    fine = np.indices((SIZE[0] * 4, SIZE[1] * 4)).sum(0) % 2 * 200
-    data = simplejpeg.encode_jpeg(np.repeat(fine[..., None], 3, 2).astype(np.uint8), quality=100)
-    small = simplejpeg.decode_jpeg(prepare_image(data, SIZE))
-    assert np.abs(small.astype(int) - 100).max() < 15
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-@pytest.mark.parametrize("size", [SIZE, (48, 24)])
-def test_grey_and_cmyk_images_become_decodable_rgb(mode, size):
-    data = smooth_jpeg(size, mode)
-    pixels = simplejpeg.decode_jpeg(prepare_image(data, SIZE), "RGB")
-    expected = simplejpeg.decode_jpeg(smooth_jpeg(SIZE, "RGB" if mode == "CMYK" else "L"), "RGB")
-    assert np.abs(pixels.astype(int) - expected).mean() < 6
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (lambda data: b"", "zero bytes"),
-        (lambda data: b"\x89PNG\r\n\x1a\n" + data, "not a JPEG"),
-        (lambda data: b"plain words", "not a JPEG"),
-        (lambda data: data[:1], "not a JPEG"),
-        (lambda data: data[:200], "cut in its header"),
-        (lambda data: data[: len(data) // 2], "Premature end"),
-        (lambda data: data[:-2], "Premature end"),
-    ],
-)
-def test_what_is_no_whole_jpeg_is_refused_with_the_reason(spoil, reason):
-    data = jpeg(np.random.default_rng(0), SIZE)
-    with pytest.raises(ValueError, match=reason):
-        prepare_image(spoil(data), SIZE)
-
-
-def test_a_cut_cmyk_image_is_refused():
-    data = smooth_jpeg((48, 24), "CMYK")
-    with pytest.raises(ValueError, match="truncated"):
-        prepare_image(data[: len(data) // 2], SIZE)
-
-
-def test_an_absurdly_large_image_is_refused_before_it_is_decoded():
-    data = bytearray(jpeg(np.random.default_rng(0), SIZE))
-    frame = data.index(b"\xff\xc0") + 5
-    data[frame : frame + 4] = b"\xff\x00\xff\x00"
-    with pytest.raises(ValueError, match="65280x65280 pixels"):
-        prepare_image(bytes(data), SIZE)
-
-
 # Quarantine
 
 
@@ -237,6 +146,47 @@ def test_bad_images_are_left_out_named_and_counted(data):
     listed = json.loads((data.root.parent / "out" / "quarantine.json").read_text())
     assert {(bad["split"], bad["source"]) for bad in listed} == {bad[:2] for bad in found}
     assert manifest.counts["train"] == {"vis": 5, "nir": 4, "cp": 6, "sk": 6, "text": 6}
+
+
+def test_an_image_cut_in_its_body_is_left_out_by_name(data):
+    """The header says everything, the pixels end half way."""
+    cut = data.images("vis", data.train_dirs[0])[0]
+    cut.write_bytes(cut.read_bytes()[:-40])
+    (bad,) = run(data, max_quarantine_share=0.1).quarantined
+    assert bad.source == cut.relative_to(data.root).as_posix()
+    assert "Premature end" in bad.reason
+
+
+def test_an_image_of_another_size_cut_in_its_body_is_left_out_by_name(data):
+    cut = data.images("sk", data.train_dirs[0])[0]
+    whole = jpeg(np.random.default_rng(9), (96, 48))
+    cut.write_bytes(whole[: len(whole) * 3 // 4])
+    (bad,) = run(data, max_quarantine_share=0.1).quarantined
+    assert bad.source == cut.relative_to(data.root).as_posix()
+    assert "Premature end" in bad.reason
+
+
+@pytest.mark.parametrize("modality", ["vis", "nir"])
+def test_a_link_is_not_followed_and_a_pipe_is_not_waited_for(data, modality):
+    link, pipe = data.images(modality, data.train_dirs[0])
+    outside = data.root.parent / "data" / "secret.jpg"
+    outside.write_bytes(link.read_bytes())
+    link.unlink()
+    link.symlink_to(outside)
+    pipe.unlink()
+    os.mkfifo(pipe)
+    manifest = run(data, max_quarantine_share=0.1)
+    found = {(Path(bad.source).name, bad.reason) for bad in manifest.quarantined}
+    assert found == {(link.name, "a symbolic link"), (pipe.name, "not a regular file")}
+
+
+def test_a_linked_directory_is_not_followed(data):
+    folder = data.root / "sk" / data.train_dirs[1]
+    folder.rename(data.root / "elsewhere")
+    folder.symlink_to(data.root / "elsewhere")
+    manifest = run(data, max_quarantine_share=0.1)
+    assert [bad.reason for bad in manifest.quarantined] == ["its directory is a symbolic link"] * 2
+    assert manifest.counts["train"]["sk"] == 4
 
 
 def test_too_many_bad_images_fail_the_ingest_and_are_named(data):
@@ -277,105 +227,25 @@ def test_a_query_kind_may_be_empty(data):
     assert {q.key: q.members.shape for q in records.queries}["CP+SK"] == (0, 2)
 
 
+def test_a_query_kind_that_was_empty_is_counted(data):
+    data.test["CP+SK"] = []
+    data.test["NIR"] = []
+    data.save()
+    assert run(data).notes["empty_query_kinds"] == 2
+
+
+def test_a_query_kind_that_loses_all_its_queries_is_refused_by_name(data):
+    data.test["NIR"] = data.test["NIR"][:1]
+    data.save()
+    (data.root / data.test["NIR"][0][1]).write_bytes(b"")
+    refuses(data, r"no query of kind NIR can be used", max_quarantine_share=0.1)
+
+
 def test_a_gallery_without_one_good_image_is_refused(data):
     for dir_id in data.test_dirs:
         for path in data.images("vis", dir_id):
             path.write_bytes(b"")
     refuses(data, "no gallery image", max_quarantine_share=1.0)
-
-
-# Data that does not hold together
-
-EDITS: list[tuple[Callable[[OrbenchFolder], object], str]] = [
-    (lambda d: [e.update(id=0) for e in d.train[:2]], r"must be 1\.\.3; found 0.*nobody has 1"),
-    (lambda d: [e.update(id=7) for e in d.train if e["id"] == 3], r"1\.\.3; found 7.*nobody has 3"),
-    (
-        lambda d: [e.update(id=e["id"] + 1) for e in d.train],
-        r"found 4 \(first at train_annos\.json\[4\].*nobody has 1: number the persons",
-    ),
-    (lambda d: d.train[2].update(id=1), r"label 1 has directories \d+, \d+"),
-    (lambda d: d.train[2].update(id=4), r"directory \d+ has labels 2, 4"),
-    (lambda d: d.train[1].update(id="one"), r"train_annos\.json\[1\]: the person's label is 'one'"),
-    (lambda d: d.train[1].update(id=True), "label is True"),
-    (lambda d: d.train[1].update(id=1.0), "label is 1.0"),
-    (lambda d: d.train[1].update(id=-1), "label is -1"),
-    (lambda d: d.train[3].pop("caption"), r"train_annos\.json\[3\] lacks caption"),
-    (lambda d: d.train.insert(2, "row"), r"train_annos\.json\[2\] lacks caption, file_path, id"),
-    (lambda d: d.train[3].update(caption=""), r"\[3\]: the caption is empty"),
-    (lambda d: d.train[3].update(caption=" \n"), r"\[3\]: the caption is empty"),
-    (lambda d: d.train[3].update(caption=None), r"\[3\]: the caption is None"),
-    (lambda d: d.train[3].update(caption="\ud800"), r"\[3\].*not valid Unicode"),
-    (
-        lambda d: d.train[4].update(caption="see 12.JPG"),
-        r"\[4\]: the caption 'see 12.JPG' contains",
-    ),
-    (lambda d: d.train[0].update(split="val"), r"\[0\] says split 'val'"),
-    (lambda d: d.train[0].update(file_path="vis/../../x.jpg"), r"path is 'vis/\.\./\.\./x\.jpg'"),
-    (lambda d: d.train[0].update(file_path="vis/../x.jpg"), r"inside it"),
-    (lambda d: d.train[0].update(file_path="/etc/passwd"), r"path is '/etc/passwd'"),
-    (lambda d: d.train[0].update(file_path="/vis/a.jpg"), r"expected vis/<person>/<file>"),
-    (lambda d: d.train[0].update(file_path="vis\\1\\x.jpg"), r"expected vis/<person>/<file>"),
-    (lambda d: d.train[0].update(file_path="nir/1/x.jpg"), r"expected vis/<person>/<file>"),
-    (lambda d: d.train[0].update(file_path=["vis"]), r"the path is \['vis'\]; expected text"),
-    (lambda d: d.train.clear(), "holds an empty list"),
-    (lambda d: d.test.pop("SK+TEXT"), r"unknown or missing: SK\+TEXT"),
-    (lambda d: d.test.update({"NIR+VIS": []}), r"unknown or missing: NIR\+VIS"),
-    (lambda d: d.test.pop("RGB_GALLERY"), "unknown or missing: RGB_GALLERY"),
-    (lambda d: d.test.update(RGB_GALLERY=[]), r"\[RGB_GALLERY\] is empty"),
-    (lambda d: d.test.update(NIR={}), r"\[NIR\] is a dict"),
-    (
-        lambda d: d.test["RGB_GALLERY"].append(d.test["RGB_GALLERY"][0]),
-        r"\[4\].*list an image once",
-    ),
-    (lambda d: d.test["NIR+CP"][1].pop(), r"\[NIR\+CP\]\[1\] is .*the label, then NIR, CP"),
-    (
-        lambda d: d.test["NIR"][0].__setitem__(0, 5),
-        r"listed as NIR of label 4, elsewhere as NIR of label 5",
-    ),
-    (lambda d: d.test["TEXT"][2].__setitem__(1, "sk/1/2.jpg"), r"\[TEXT\]\[2\]: the caption"),
-    (lambda d: d.test["TEXT"][2].__setitem__(1, ""), r"\[TEXT\]\[2\]: the caption is empty"),
-    (
-        lambda d: d.test["NIR"][2].__setitem__(1, "a man in red"),
-        r"\[NIR\]\[2\]: the path is 'a man",
-    ),
-    (lambda d: d.test["TEXT+NIR"][2].reverse(), r"\[TEXT\+NIR\]\[2\]: the person's label is"),
-    (lambda d: d.test["NIR"][2].__setitem__(1, "nir/../x/a.jpg"), r"\[NIR\]\[2\]: the path"),
-]
-
-
-@pytest.mark.parametrize(("edit", "message"), EDITS)
-def test_data_that_does_not_hold_together_is_refused_at_its_place(data, edit, message):
-    edit(data)
-    data.save()
-    refuses(data, message)
-
-
-def test_permuted_directory_names_are_no_fault(data):
-    assert data.train_dirs != sorted(data.train_dirs)
-    run(data)
-
-
-def test_labels_may_be_spelled_as_text(data):
-    for entry in data.train:
-        entry["id"] = str(entry["id"])
-    data.save()
-    assert run(data).num_classes == 3
-
-
-def test_test_labels_may_start_again_from_one(data):
-    for rows in data.test.values():
-        for row in rows:
-            row[0] -= 3
-    data.save()
-    run(data)
-
-
-def test_a_person_in_both_splits_is_refused(data):
-    dir_id = data.train_dirs[1]
-    path = data.images("vis", dir_id)[0].relative_to(data.root).as_posix()
-    data.test["RGB_GALLERY"].append([9, path])
-    data.save()
-    refuses(data, f"1 persons are in both splits, for example directory {dir_id}")
 
 
 def test_a_file_with_the_same_content_in_both_splits_is_refused_and_both_are_named(data):
@@ -390,21 +260,6 @@ def test_a_file_repeated_in_one_split_is_counted(data):
     assert run(data).notes["repeated_files"] == 1
 
 
-@pytest.mark.parametrize("name", ["train_annos.json", "test_gallery_and_queries.json"])
-def test_a_missing_or_broken_json_is_refused(data, name):
-    (data.root / name).write_text("[{")
-    refuses(data, f"{name} cannot be read as JSON")
-    (data.root / name).write_text('"words"')
-    refuses(data, f"{name} holds a str")
-    (data.root / name).unlink()
-    refuses(data, f"{name} is missing")
-
-
-def test_a_folder_of_another_kind_is_refused(data):
-    (data.root / "sk").rename(data.root / "sketch")
-    refuses(data, "has no directory sk; expected an ORBench folder")
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -412,6 +267,8 @@ def test_a_folder_of_another_kind_is_refused(data):
         {"context_length": 2},
         {"shard_rows": 0},
         {"max_quarantine_share": 1.5},
+        {"threads": 0},
+        {"threads": -1},
     ],
 )
 def test_senseless_settings_are_refused(data, settings):

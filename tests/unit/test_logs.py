@@ -65,3 +65,31 @@ def test_secrets_and_logins_are_taken_out():
     assert logs.redacted(text, environ) == (
         "token <RAY_AUTH_TOKEN> at s3://<login>@store/bucket for /home/someone"
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["DB_PASS", "PGPASSWORD", "MY_PWD", "A_TOKEN", "secret", "AWS_KEY"]
+)
+def test_what_is_named_like_a_secret_is_taken_out(name: str):
+    assert logs.redacted("so abcdef.", {name: "abcdef"}) == f"so <{name}>."
+
+
+def test_the_folder_in_PWD_is_no_secret():
+    assert logs.redacted("/work/x", {"PWD": "/work/x", "OLDPWD": "/work/x"}) == "/work/x"
+
+
+def test_a_secret_that_holds_another_is_taken_out_whole():
+    environ = {"A_KEY": "abcdef", "B_KEY": "abcdefgh"}
+    assert logs.redacted("abcdefgh", environ) == "<B_KEY>"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("s3://key:ab/cd@e/f@store/b x@y", "s3://<login>@store/b x@y"),
+        ("'https://me:p/w@host/p' and a@b", "'https://<login>@host/p' and a@b"),
+        ("https://host/path", "https://host/path"),
+    ],
+)
+def test_a_login_with_slashes_is_taken_out_up_to_the_last_at(text: str, told: str):
+    assert logs.redacted(text, {}) == told

@@ -1,5 +1,6 @@
 """Run folders: names, resuming and refusing."""
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 
 from service.config import Config, DataConfig
 from service.errors import RunError
+from service.orchestration import runs
 from service.orchestration.runs import (
     create_run,
+    interrupted,
     make_run_id,
     new_run_id,
     open_run,
+    plan_run,
     resume_run,
     write_summary,
 )
@@ -42,9 +46,50 @@ def test_a_new_run_keeps_its_resolved_config(config: Config):
 def test_a_taken_name_is_refused_and_nothing_is_changed(config: Config):
     run = create_run(config, "one")
     before = (run.path / "config.yaml").read_bytes()
-    with pytest.raises(RunError, match=r"run one exists already .* --resume one"):
+    with pytest.raises(RunError, match=r"run one exists already .* --resume .*/runs/one$"):
         create_run(override(config, ["run.seed=1"]), "one")
     assert (run.path / "config.yaml").read_bytes() == before
+
+
+def test_a_command_that_cannot_continue_a_run_does_not_offer_it(config: Config):
+    create_run(config, "one")
+    with pytest.raises(RunError, match="take another name") as caught:
+        plan_run(config, "one", can_resume=False)
+    assert "--resume" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/x", "a/b", "", ".", "-x", "a b", "a\n", "x" * 65])
+def test_a_name_that_would_lead_elsewhere_is_refused(config: Config, tmp_path: Path, name: str):
+    with pytest.raises(RunError, match="must be 1 to 64 letters"):
+        create_run(config, name)
+    assert list(tmp_path.iterdir()) == []
+    assert create_run(config, "A_1-" + "x" * 60).path.is_dir()
+
+
+def test_a_folder_appears_with_its_config_or_not_at_all(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path, text: str) -> None:
+        path.write_text(text[:3])
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="no space left"):
+        patch.setattr(runs, "write_text", full)
+        create_run(config, "one")
+    assert list((tmp_path / "runs").iterdir()) == []
+    (tmp_path / "runs" / "one").mkdir()
+    assert open_run(str(create_run(config, "one").path)).run_id == "one"
+
+
+def test_what_is_said_about_resuming_works_when_it_is_typed(tmp_path: Path):
+    storage = tmp_path / "my runs"
+    config = override(Config(data=DataConfig(records="r")), [f"run.storage={str(storage)!r}"])
+    run = create_run(config, "one")
+    said = interrupted(run).remedy.removeprefix("continue it with ")
+    option, folder = shlex.split(said)
+    assert option == "--resume"
+    assert open_run(folder) == run
+    assert resume_run(folder) == run
 
 
 def test_storage_that_cannot_be_written_is_named(config: Config, tmp_path: Path):
@@ -80,10 +125,12 @@ def test_a_run_resumes_with_its_own_config_or_an_equal_one(config: Config):
 
 def test_another_config_is_refused_and_the_setting_named(config: Config):
     create_run(config, "one")
-    changed = override(config, ["optim.head_lr=1e-5", "log.every=7"])
+    changed = ["optim.head_lr=1e-5", "run.seed=3", "log.every=7", "train.keep_checkpoints=9"]
     with pytest.raises(RunError, match=r"optim\.head_lr was .*0\.01.* and is .*1e-05") as caught:
-        resume_run("one", changed)
+        resume_run("one", override(config, changed))
+    assert "run.seed was 0 and is 3" in str(caught.value)
     assert "log.every" not in str(caught.value)
+    assert "keep_checkpoints" not in str(caught.value)
 
 
 @pytest.mark.parametrize("verdict", ["GO", "NO_GO"])
@@ -92,6 +139,20 @@ def test_an_ended_run_is_refused_with_its_outcome(config: Config, verdict: str):
     write_summary(run.path, {"verdict": verdict, "cause": "x", "steps": 400})
     with pytest.raises(RunError, match=rf"has ended: {verdict} \(x\) after 400 steps"):
         resume_run("one", config)
+
+
+@pytest.mark.parametrize("text", ['{"verdict": "G', "\xff", "[]", ""])
+def test_a_damaged_summary_is_named(config: Config, text: str):
+    run = create_run(config, "one")
+    (run.path / "summary.json").write_text(text, encoding="latin-1")
+    with pytest.raises(RunError, match=r"runs/one/summary\.json is damaged"):
+        resume_run("one", config)
+
+
+def test_a_run_that_was_only_evaluated_may_go_on(config: Config):
+    run = create_run(config, "one")
+    write_summary(run.path, {"run_id": "one", "evaluated_step": 40, "mAP": {"mean": 0.2}})
+    assert resume_run("one", config) == run
 
 
 def test_a_stopped_run_may_go_on(config: Config):

@@ -166,38 +166,22 @@ def test_decisions_are_journalled_with_time_state_and_directive(sweep: Sweep, tm
     assert lines[1]["state"]["notch"] == 1
 
 
-def test_a_new_scheduler_goes_on_from_the_journal(tmp_path: Path):
-    journal = tmp_path / "decisions.jsonl"
-    first = Sweep(journal)
-    first.report(healthy(200))
-    first.report(healthy(1863))
-    second = Sweep(journal)
-    second.report(healthy(3726), directive=1)
-    assert second.sent == [("a", Directive(2, sdm_weight=0.3, reason="RAISE"))]
+def test_a_trial_counts_as_ended_until_tune_takes_it_up_again(sweep: Sweep):
+    a, b, c = (SimpleNamespace(trial_id=name, config={}) for name in "abc")
+    sweep.scheduler.on_trial_complete(None, a, {})
+    sweep.scheduler.on_trial_error(None, b)
+    sweep.scheduler.on_trial_remove(None, c)
+    assert sweep.scheduler.ended == {"a", "b", "c"}
+    sweep.scheduler.on_trial_add(None, b)
+    assert sweep.scheduler.ended == {"a", "c"}
 
 
-def test_decisions_past_the_resumed_step_are_taken_anew_under_a_new_number(tmp_path: Path):
-    journal = tmp_path / "decisions.jsonl"
-    first = Sweep(journal)
-    first.report(healthy(200))
-    first.report(healthy(1863))
-    second = Sweep(journal)
-    second.report(healthy(300), directive=0)
-    assert [d for _, d in second.sent if d.sdm_weight is not None] == []
-    second.report(healthy(1863), directive=0)
-    raised = [d for _, d in second.sent if d.sdm_weight is not None]
-    assert raised[-1].sdm_weight == 0.1
-    assert raised[-1].number == 2
-
-
-def test_a_journal_cut_off_by_a_crash_is_read_up_to_there(tmp_path: Path):
-    journal = tmp_path / "decisions.jsonl"
-    Sweep(journal).report(healthy(200))
-    with journal.open("a") as file:
-        file.write('{"time": 1, "tri')
-    second = Sweep(journal)
-    second.report(healthy(300))
-    assert second.scheduler.trials["a"].state.verdict is Verdict.GO
+def test_a_closed_sweep_drops_what_waits_and_starts_nothing(sweep: Sweep):
+    tune = controller("runs", "waits")
+    tune.get_trials()[1].status = "PENDING"
+    sweep.scheduler.is_closed = True
+    assert sweep.scheduler.choose_trial_to_run(tune) is None
+    assert tune.stopped == ["waits"]
 
 
 def test_the_verdict_that_counts_is_the_last_one_beyond_waiting(sweep: Sweep):

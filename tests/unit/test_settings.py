@@ -67,7 +67,6 @@ def test_a_wrong_setting_is_refused_with_its_path(override_text: str, parts: lis
         "{? {a: b} : c}",
         "1" * 5000,
         "0x" + "f" * 5000,
-        "9223372036854775808",
         "!!int ''",
         "!!bool perhaps",
         "!!timestamp soon",
@@ -79,6 +78,13 @@ def test_a_value_that_yaml_cannot_build_is_refused_in_text_and_as_override(value
     with pytest.raises(ConfigError) as caught:
         read(value) if read else load_text(MINIMAL, [f"run.name={value}"])
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("number", ["9223372036854775808", "-9223372036854775809", "0x" + "f" * 99])
+def test_a_whole_number_of_more_than_64_bits_is_refused(number: str):
+    with pytest.raises(ConfigError, match="more than 64 bits"):
+        load_text(MINIMAL, [f"run.seed={number}"])
+    assert load_text(MINIMAL, ["run.seed=9223372036854775807"]).run.seed == 2**63 - 1
 
 
 def test_a_key_that_is_no_name_is_refused_with_its_line():
