@@ -190,7 +190,7 @@ def _ingest(args: argparse.Namespace) -> int:
             context_length=args.context_length,
             max_quarantine_share=args.max_quarantine_share,
             threads=args.threads,
-            progress=rows_progress(show, args.folder.name),
+            progress=rows_progress(show, str(args.folder)),
         )
     rows = {split: sum(counts.values()) for split, counts in manifest.counts.items()}
     values = {

@@ -52,6 +52,7 @@ class Gauges:
     head_lr: learning rate in force. sdm_scheduled: weight that the schedule asks for; sdm_weight:
     weight as applied in the loss; sdm_reason: why so. memory_rows, memory_age: filled rows, and
     steps since the oldest was stored. memory_equal: hashes equal on all ranks.
+    feature_norm_expected: length of a healthy row after the neck.
     """
 
     head_norm: float
@@ -64,15 +65,17 @@ class Gauges:
     memory_rows: int
     memory_age: int
     memory_equal: bool
+    feature_norm_expected: float
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
     """The health lines at one step; every mean is over the last `window` steps.
 
-    ce_fraction is ce / ln C, so 1.0 is chance. ce_first is the mean of the first window, and
-    ce_fall = (ce_first - ce) / ln C. ce_slope is the least-squares slope in nats a step.
-    head_growth is head_norm over its value at the start of the run.
+    ce_fraction is ce / ln C, so 1.0 is chance. ce_first is the mean of the first window; ce_fall is
+    how far the last window lies below it, over ln C. While there are fewer steps than two windows,
+    the first and the last half stand for them in ce_first and ce_fall. ce_slope is the
+    least-squares slope in nats a step. head_growth is head_norm over its value at the start.
     """
 
     step: int
@@ -132,22 +135,21 @@ class HealthReport:
 class Health:
     """The windows behind the health lines; its state is part of the train state."""
 
-    def __init__(self, num_classes: int, window: int, feature_norm_expected: float) -> None:
+    def __init__(self, num_classes: int, window: int) -> None:
         self._num_classes = num_classes
         self._window = window
-        self._expected = feature_norm_expected
         self._recent: deque[StepSample] = deque(maxlen=window)
-        self._first_sum = 0.0
-        self._first_count = 0
+        self._first: list[float] = []
+        self._count = 0
         self._head_start: float | None = None
 
     def add(self, samples: Iterable[StepSample]) -> None:
         """Takes the steps since the last call, in order."""
         for sample in samples:
             self._recent.append(sample)
-            if self._first_count < self._window:
-                self._first_sum += sample.ce
-                self._first_count += 1
+            self._count += 1
+            if len(self._first) < self._window:
+                self._first.append(sample.ce)
 
     def start(self, head_norm: float) -> None:
         """Notes the head's length before the first step; later calls change nothing."""
@@ -161,7 +163,9 @@ class Health:
         recent = self._recent
         chance = math.log(self._num_classes)
         ce = _mean(s.ce for s in recent)
-        first = self._first_sum / self._first_count
+        half = min(max(self._count // 2, 1), self._window)
+        first = _mean(self._first[:half])
+        last = _mean(s.ce for s in list(recent)[-half:])
         seconds = sum(s.seconds for s in recent)
         unpaired = _mean(s.unpaired for s in recent)
         start = self._head_start or gauges.head_norm
@@ -176,7 +180,7 @@ class Health:
             ce=ce,
             ce_fraction=ce / chance,
             ce_first=first,
-            ce_fall=(first - ce) / chance,
+            ce_fall=(first - last) / chance,
             ce_slope=_slope([s.ce for s in recent]),
             ce_by_kind=_by_kind(recent),
             top1=_mean(s.top1 for s in recent),
@@ -195,7 +199,7 @@ class Health:
             head_moved=gauges.head_moved,
             head_lr=gauges.head_lr,
             feature_norm=_mean(s.feature_norm for s in recent),
-            feature_norm_expected=self._expected,
+            feature_norm_expected=gauges.feature_norm_expected,
             memory_rows=gauges.memory_rows,
             memory_age=gauges.memory_age,
             memory_equal=gauges.memory_equal,
@@ -206,16 +210,16 @@ class Health:
     def state_dict(self) -> dict[str, Any]:
         return {
             "recent": [astuple(s) for s in self._recent],
-            "first_sum": self._first_sum,
-            "first_count": self._first_count,
+            "first": list(self._first),
+            "count": self._count,
             "head_start": self._head_start,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._recent.clear()
         self._recent.extend(StepSample(*values) for values in state["recent"])
-        self._first_sum = state["first_sum"]
-        self._first_count = state["first_count"]
+        self._first = list(state["first"])
+        self._count = state["count"]
         self._head_start = state["head_start"]
 
 

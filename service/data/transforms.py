@@ -7,6 +7,7 @@ colour pencils name colours.
 Legend: n images, m captions, H and W pixels, L tokens.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -99,7 +100,7 @@ def augment(images: torch.Tensor, draws: Draws, fill: Sequence[float]) -> torch.
     out.masked_fill_(~(inside_y[:, :, None] & inside_x[:, None, :])[..., None], 0)
     y0, y1, x0, x1 = draws.box[:, :, None].unbind(1)
     erased_y, erased_x = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
-    colour = torch.tensor([round(255 * v) for v in fill], dtype=torch.uint8, device=images.device)
+    colour = _constant(tuple(round(255 * v) for v in fill), torch.uint8, images.device)
     erased = (erased_y[:, :, None] & erased_x[:, None, :])[..., None]
     return torch.where(erased, colour, out)
 
@@ -114,9 +115,16 @@ def normalise(
 
     mean, std: one value a channel. The arithmetic is float32 whatever `dtype` is.
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    device, f32 = images.device, torch.float32
+    scale = _constant(tuple(1 / (255 * s) for s in std), f32, device)
+    shift = _constant(tuple(-m / s for m, s in zip(mean, std, strict=True)), f32, device)
     return torch.addcmul(shift, images.float(), scale).to(dtype).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A small tensor, copied to the device once and not again at every step."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def mask_tokens(tokens: torch.Tensor, draws: Draws) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.config import LossConfig
+from service.config import LossConfig, SdmConfig
 from service.data.layout import FUSED, StepLayout
 from service.losses.memory import CrossBatchMemory
 from service.losses.pairs import Pairs
@@ -42,6 +42,11 @@ class SdmWeight:
 
     weight: float = 0.0
     reason: str = "SDM waits for GO"
+
+    @classmethod
+    def at_start(cls, config: SdmConfig) -> "SdmWeight":
+        """Before the first verdict."""
+        return cls() if config.enabled else cls(reason="off (loss.sdm.enabled=false)")
 
     @property
     def active(self) -> bool:

@@ -21,6 +21,7 @@ Both need only a few numbers per row, so the gallery is streamed in blocks of co
 size B x N is kept, and the backward pass computes the similarities again.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -144,14 +145,14 @@ def chance(form: SdmForm, columns: int | Tensor, positives: Tensor) -> Tensor:
     then loss / chance is 1 for an untrained model in both forms.
     """
     n = positives.to(torch.float32)
-    size = torch.as_tensor(columns, dtype=torch.float32, device=positives.device).clamp_min(1.0)
+    # Filled on the device: a copy from the host would make the host wait for it.
+    size = torch.zeros_like(n).add(columns).clamp_min(1.0)
     if form.name == "ce":
-        level = size.log().expand_as(n)
+        level = size.log()
     else:
         share = n / size
         log_target = (1.0 / n.clamp_min(1.0) + form.eps).log()
-        log_eps = torch.tensor(form.eps, device=n.device).log()
-        level = -size.log() - share * log_target - (1.0 - share) * log_eps
+        level = -size.log() - share * log_target - (1.0 - share) * math.log(form.eps)
     return level * (positives > 0)
 
 

@@ -137,7 +137,8 @@ def _freeze(model: CrossReID, config: ModelConfig) -> None:
                 f"model.freeze names {name!r}, which is no module; there are: "
                 + ", ".join(n for n in modules if n.count(".") == 1)
             )
-        if config.backbone.pretrained is None or not name.startswith("backbone"):
+        loaded = config.backbone.pretrained or config.backbone.name.startswith("local-dir:")
+        if not loaded or not name.startswith("backbone"):
             raise ModelError(
                 f"model.freeze names {name!r}, whose weights are random and would stay so"
             )

@@ -49,10 +49,10 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
     A connection that this process already has is used and left open. Meanwhile SIGTERM is a
     KeyboardInterrupt.
 
-    A cluster started here has no dashboard page. Its processes (GCS, raylet, agents, workers) listen
-    on free ports of all of this machine's addresses, and answer only to the token that Ray keeps in
-    ~/.ray/auth_token. What Ray serves without it are numbers about itself, on ports 44217 and 44227;
-    the third such port, each node's metrics, is closed.
+    A cluster started here has no dashboard page. Its processes (GCS, raylet, agents, workers)
+    listen on all of this machine's addresses, mostly at free ports, and answer only to the token
+    that Ray keeps in ~/.ray/auth_token. Without it Ray still serves numbers about itself on ports
+    44217 and 44227; the third such port, of the node's metrics, is closed.
 
     Raises:
         ClusterError: the cluster cannot be reached or started, refuses the token, or would have to

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,14 @@ def write_checkpoint(run_dir: Path, state: State, *, step: int, made_with: Ident
         partial.mkdir(parents=True)
         _write(partial / "state.pt", data)
         _write(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        if target.is_dir():
+            replaced = run_dir / f".{target.name}.replaced"
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
+            partial.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(target)
     except OSError as error:
         raise CheckpointError(
             f"cannot write checkpoint {target}: {error}; free space or change run.storage, then "
@@ -119,13 +126,22 @@ def step_of(folder: Path) -> int:
 class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time, and keeps the newest `keep`.
 
-    An error of the thread is raised by the next `write` or by `close`.
+    An error of the thread is raised by the next `write` or by `close`. written: called from the
+    thread with the step of each checkpoint that is on disk.
     """
 
-    def __init__(self, run_dir: Path, *, made_with: Identity, keep: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        made_with: Identity,
+        keep: int,
+        written: Callable[[int], None] = lambda step: None,
+    ) -> None:
         self._run_dir = run_dir
         self._made_with = made_with
         self._keep = keep
+        self._written = written
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
@@ -151,12 +167,15 @@ class CheckpointWriter:
     def _run(self, state: State, step: int) -> None:
         try:
             write_checkpoint(self._run_dir, state, step=step, made_with=self._made_with)
+            self._written(step)
             for old in checkpoints(self._run_dir)[: -self._keep]:
                 shutil.rmtree(old)
         except CheckpointError as error:
             self._error = error
-        except OSError as error:
-            self._error = CheckpointError(f"cannot remove an old checkpoint: {error}")
+        except Exception as error:  # noqa: BLE001  raised again, by the next write or close
+            self._error = CheckpointError(
+                f"checkpoint of step {step} failed: {type(error).__name__}: {error}"
+            )
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from service.config import Config
 from service.data.layout import Batch
+from service.health import StepSample
 from service.losses.pairs import Pairs
 from service.training.journal import Event
 from service.training.parts import Parts
@@ -34,6 +35,19 @@ def epoch(config: Config, progress: Progress, number: int) -> Event:
         "use_sdm": progress.sdm.active,
         "sdm_reason": progress.sdm.reason,
         "head_lr": progress.head.lr(config.optim.head_lr),
+    }
+
+
+def steps(samples: list[StepSample]) -> Event:
+    """The steps since the last flush, at the log period: their last number and their means."""
+    n = len(samples)
+    return {
+        "event": "steps",
+        "step": samples[-1].step,
+        "ce": sum(s.ce for s in samples) / n,
+        "top1": sum(s.top1 for s in samples) / n,
+        "sdm": sum(s.sdm for s in samples) / n,
+        "seconds": sum(s.seconds for s in samples) / n,
     }
 
 

@@ -5,6 +5,7 @@ what earlier attempts wrote past that step is superseded.
 """
 
 import json
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,23 @@ FILE_NAME = "journal.jsonl"
 
 
 class Journal:
-    """Appends events of one attempt; a line outlives this process once `append` returns."""
+    """Appends events of one attempt, from any thread; a line outlives this process once `append`
+    returns."""
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         path = run_dir / FILE_NAME
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         self._file = path.open("a", encoding="utf-8")
         self._attempt = attempt
+        self._lock = threading.Lock()
         if torn:
             self._file.write("\n")
 
     def append(self, event: Event) -> None:
         line = json.dumps({"attempt": self._attempt, **event})
-        self._file.write(line + "\n")
-        self._file.flush()
+        with self._lock:
+            self._file.write(line + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

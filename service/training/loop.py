@@ -18,18 +18,25 @@ from service.config import Config
 from service.data.layout import Batch
 from service.data.records import Records
 from service.distributed import Distributed
-from service.errors import CheckpointError, CrossReidError, DataError, NonFiniteError
+from service.errors import (
+    CheckpointError,
+    CrossReidError,
+    DataError,
+    NonFiniteError,
+    RunError,
+)
 from service.evaluation.evaluator import evaluate
 from service.gonogo import Decision, Rules, Verdict, decide
-from service.health import Gauges, HealthReport
+from service.health import Gauges, HealthReport, StepSample
 from service.losses.objective import NUM_KINDS, LossTerms, SdmWeight, StepRows, objective
 from service.losses.pairs import Pairs
 from service.modality import Modality
 from service.training import events
-from service.training.checkpoint import CheckpointWriter, checkpoints, read_checkpoint
+from service.training.checkpoint import CheckpointWriter, read_checkpoint
 from service.training.ending import ending, health_facts
 from service.training.files import write_text
-from service.training.journal import Event, Journal, last_attempt, read_journal
+from service.training.history import look_back, pack, unpack, unwritable
+from service.training.journal import Event, Journal
 from service.training.meters import StepMeter
 from service.training.optim import LaggedFlag, guard, learning_rates, set_rates
 from service.training.parts import (
@@ -74,9 +81,12 @@ class Trainer:
         self.flag = LaggedFlag(world.device)
         self.meter = StepMeter(config.loss.sdm.form)
         self.writer = CheckpointWriter(
-            run_dir, made_with=self._made_with, keep=config.train.keep_checkpoints
+            run_dir,
+            made_with=self._made_with,
+            keep=config.train.keep_checkpoints,
+            written=lambda step: self.emit({"event": "checkpoint", "step": step}),
         )
-        self.progress = Progress()
+        self.progress = Progress(sdm=SdmWeight.at_start(config.loss.sdm))
         self.steering = Steering(world, ports.poll, self.emit)
         self.newest: HealthReport | None = None
         self.decision: Decision | None = None
@@ -84,24 +94,34 @@ class Trainer:
         self.journal: Journal | None = None
         self.write_error: CrossReidError | None = None
         self.began = time.monotonic()
+        self.stepped_at = 0.0
 
     def run(self) -> Outcome:
         self._resume()
         self.emit(events.start(self.config, self.parts, self.progress, self.world.world))
         self.parts.health.start(float(self.parts.model.classifier.weight.detach().norm()))
         self.parts.model.train()
+        self.stepped_at = time.perf_counter()
         for batch, waited_s in self._batches():
             self._step(batch, waited_s)
+        self._flush()
         self._checkpoint()
         together(self.world, self.writer.close)
         raise_together(self.world, self.write_error)
         return self._finish()
 
     def emit(self, event: Event) -> None:
-        """Writes a journal line and tells the outside; rank 0 only, the others do nothing."""
-        if self.world.rank == 0 and self.journal is not None:
+        """Writes a journal line and tells the outside; rank 0 only, the others do nothing.
+
+        A journal that cannot be written ends the run at the next agreement.
+        """
+        if self.journal is None:
+            return
+        try:
             self.journal.append(event)
-            self.ports.event(event)
+        except OSError as error:
+            self.write_error = unwritable(error)
+        self.ports.event(event)
 
     def close(self) -> None:
         """Waits for the checkpoint being written, also after an error."""
@@ -114,26 +134,19 @@ class Trainer:
     # -- before the first step ---------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Takes over the newest complete checkpoint, and replays directives given after it."""
-        found, past = self.world.broadcast_object(
-            ([str(p) for p in checkpoints(self.run_dir)], read_journal(self.run_dir))
-        )
-        if found:
-            newest, made_with = Path(found[-1]), self._made_with
+        """Takes over the newest complete checkpoint, and lines up the directives given after it.
+
+        Only rank 0 looks into the run's folder; the others hear what it found.
+        """
+        past = together(self.world, lambda: look_back(self.run_dir, self.world.rank))
+        self.journal = past.journal
+        newest, given = self.world.broadcast_object((past.checkpoint, past.directives))
+        if newest is not None:
+            made_with = self._made_with
             state = together(self.world, lambda: read_checkpoint(newest, made_with=made_with))
-            parts = self.parts
-            parts.model.load_state_dict(state["model"])
-            parts.optimizer.load_state_dict(state["optimizer"])
-            parts.health.load_state_dict(state["health"])
-            if parts.memory is not None:
-                parts.memory.load_state_dict(state["memory"])
-            self.progress = Progress.from_dict(state["progress"])
+            self.progress, self.newest = unpack(self.parts, state)
             self.saved_step = self.progress.step
-            if state["report"] is not None:
-                self.newest = HealthReport.from_dict(state["report"])
-        self.steering.replay(past, after_step=self.progress.step)
-        if self.world.rank == 0:
-            self.journal = Journal(self.run_dir, last_attempt(past) + 1)
+        self.steering.replay(given, after_step=self.progress.step)
 
     # -- batches, agreed on ------------------------------------------------------------------
 
@@ -178,7 +191,6 @@ class Trainer:
     # -- one step ----------------------------------------------------------------------------
 
     def _step(self, batch: Batch, waited_s: float) -> None:
-        begin = time.perf_counter()
         config, parts, optimizer = self.config, self.parts, self.parts.optimizer
         step = self.progress.step + 1
         rates = learning_rates(step, self.schedule.total, self.progress.head, config.optim)
@@ -187,9 +199,9 @@ class Trainer:
 
         terms, vis = self._forward(batch)
         terms.total.backward()
+        head = self._head() if self.schedule.is_report(step) else None
         guard(optimizer, config.optim.clip_norm)
         self.flag.push(optimizer.found_inf)  # type: ignore[attr-defined]  # see build_optimizer
-        head = self._head() if self.schedule.is_report(step) else None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if parts.memory is not None:
@@ -198,9 +210,10 @@ class Trainer:
         self.progress.step = step
         self._check_finite(self.flag.raised())
 
-        counts = np.bincount(batch.layout.kind, minlength=NUM_KINDS)
-        seconds = time.perf_counter() - begin + waited_s
-        self.meter.add(step, terms, tuple(counts.tolist()), seconds=seconds, data_wait_s=waited_s)
+        counts = np.bincount(batch.layout.kind, minlength=NUM_KINDS).tolist()
+        now = time.perf_counter()
+        seconds, self.stepped_at = now - self.stepped_at, now
+        self.meter.add(step, terms, tuple(counts), seconds=seconds, data_wait_s=waited_s)
         if terms.pairs.unpaired:
             self.emit(events.unpaired(self.config, batch, terms.pairs, step))
         self._after_step(step, terms, head)
@@ -249,15 +262,22 @@ class Trainer:
         self, step: int, terms: LossTerms, head: tuple[torch.Tensor, float] | None
     ) -> None:
         schedule = self.schedule
-        if schedule.is_flush(step):
-            self._check_finite(self.flag.raised(wait=True))
-            self.parts.health.add(self.meter.flush(self.world))
+        samples = self._flush() if schedule.is_flush(step) else []
+        if schedule.is_log(step):
+            self.emit(events.steps(samples))
         if head is not None:
             self._report(step, self._gauges(step, terms, *head))
         if schedule.is_checkpoint(step) and step < schedule.total:
             self._checkpoint()
         if self.world.rank == 0:
             self.ports.progress(step, schedule.total, self._lines())
+
+    def _flush(self) -> list[StepSample]:
+        """Asks the device for its measurements; whatever is saved next knows every step."""
+        self._check_finite(self.flag.raised(wait=True))
+        samples = self.meter.flush(self.world)
+        self.parts.health.add(samples)
+        return samples
 
     def _report(self, step: int, gauges: Gauges) -> None:
         report = self.parts.health.report(
@@ -271,9 +291,11 @@ class Trainer:
         if self.ports.decides:
             self._decide(report)
         if report.is_epoch_end:
-            gap = max(self.schedule.steps_per_epoch, self.config.loss.sdm.min_steps)
             self.progress.head = self.progress.head.at_epoch_end(
-                self.config.optim.head_lr, epoch=report.epoch, step=step, min_gap=gap
+                self.config.optim.head_lr,
+                epoch=report.epoch,
+                step=step,
+                min_gap=self.schedule.head_gap,
             )
         self.ports.report(
             {
@@ -293,8 +315,8 @@ class Trainer:
             if action.name == "sdm_weight":
                 notch = f"notch {self.progress.policy.notch} of {len(self.rules.sdm.notches)}"
                 self.progress.sdm = SdmWeight(action.value, notch)
-        if decision.reason and not self.progress.sdm.active:
-            self.progress.sdm = SdmWeight(0.0, decision.reason)
+        if decision.reason:
+            self.progress.sdm = SdmWeight(self.progress.sdm.weight, decision.reason)
         self.emit({"event": "decision", **decision.to_dict()})
 
     def _gauges(
@@ -305,7 +327,12 @@ class Trainer:
         moved = float((head - head_before).norm()) / max(norm, 1e-12)
         memory = self.parts.memory
         equal = memory is None or self.world.same(memory.fingerprint())
-        self.progress.memory_always_equal &= equal
+        if not equal:
+            raise RunError(
+                f"the ranks hold different memories at step {step}, so they no longer train one "
+                "model; --resume goes on from the newest checkpoint. Check the hosts' memory and "
+                "that all run the same version"
+            )
         return Gauges(
             head_norm=norm,
             head_grad_norm=head_grad,
@@ -317,6 +344,7 @@ class Trainer:
             memory_rows=memory.rows if memory else 0,
             memory_age=max(memory.ages(step), default=0) if memory else 0,
             memory_equal=equal,
+            feature_norm_expected=self.parts.model.neck.expected_norm,
         )
 
     def _lines(self) -> Event:
@@ -324,8 +352,8 @@ class Trainer:
         report = self.newest
         if report is None:
             return {}
-        return {
-            "verdict": str(self.decision.verdict if self.decision else Verdict.WAIT),
+        judged = {"verdict": str(self.progress.policy.verdict)} if self.ports.decides else {}
+        return judged | {
             "ce_fraction": report.ce_fraction,
             "top1": report.top1,
             "sdm_weight": report.sdm_weight,
@@ -334,24 +362,15 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Rank 0 writes, as all hold the same state; its error waits for the next agreement."""
-        parts = self.parts
         if self.world.rank != 0 or self.progress.step == self.saved_step:
             return
-        state = {
-            "progress": self.progress.to_dict(),
-            "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
-            "health": parts.health.state_dict(),
-            "report": self.newest.to_dict() if self.newest else None,
-            "memory": parts.memory.state_dict() if parts.memory else None,
-        }
+        state = pack(self.parts, self.progress, self.newest)
         try:
             self.writer.write(state, self.progress.step)
         except CheckpointError as error:
             self.write_error = error
             return
         self.saved_step = self.progress.step
-        self.emit({"event": "checkpoint", "step": self.progress.step})
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -361,7 +380,7 @@ class Trainer:
         outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
         self._write_summary(outcome)
         if self.config.eval.after_training and outcome.verdict in (Verdict.GO, Verdict.WAIT):
-            test = Records.open(self.config.data.records, "test")
+            test = together(self.world, lambda: Records.open(self.config.data.records, "test"))
             result = evaluate(self.parts.model, test, self.world, self.config.eval.batch_rows)
             outcome.summary.update(result.to_summary())
             outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
@@ -385,7 +404,7 @@ class Trainer:
             "steps": self.progress.step,
             "world_size": self.world.world,
             "num_classes": self.parts.records.num_classes,
-            "memory_hash_equal": self.progress.memory_always_equal,
+            "memory_hash_equal": self.newest is None or self.newest.memory_equal,
             **health_facts(self.newest),
         }
 

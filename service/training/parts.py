@@ -74,7 +74,7 @@ def build_parts(config: Config, world: Distributed) -> Parts:
         memory=CrossBatchMemory(memory.steps, plan.max_vis_rows, model.backbone.dim, world.device)
         if memory.enabled
         else None,
-        health=Health(records.num_classes, config.policy.window, model.neck.expected_norm),
+        health=Health(records.num_classes, config.policy.window),
     )
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from service.config import Config
+from service.training.optim import HeadSchedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Schedule:
         """What will happen when, one line each, before the first step."""
         config, policy = self.config, self.config.policy
         sdm = config.loss.sdm
-        head = ", ".join(f"{e.lr:g} from epoch {e.epoch}" for e in config.optim.head_lr)
+        head = ", ".join(f"{lr:g} from step {step}" for step, lr in self._head_rates())
         lines = [
             f"{self.total} steps, {self.steps_per_epoch} an epoch, "
             f"{math.ceil(self.total / self.steps_per_epoch)} epochs; "
@@ -74,6 +75,24 @@ class Schedule:
             + ("after training" if config.eval.after_training else "off")
         )
         return lines
+
+    @property
+    def head_gap(self) -> int:
+        """Least steps between two changes of the head's rate."""
+        return max(self.steps_per_epoch, self.config.loss.sdm.min_steps)
+
+    def _head_rates(self) -> list[tuple[int, float]]:
+        """First step and rate of each entry of the head's schedule that the run reaches."""
+        entries, head = self.config.optim.head_lr, HeadSchedule()
+        found = [(1, head.lr(entries))]
+        for step in range(self.steps_per_epoch, self.total, self.steps_per_epoch):
+            after = head.at_epoch_end(
+                entries, epoch=self.epoch(step), step=step, min_gap=self.head_gap
+            )
+            if after != head:
+                head = after
+                found.append((step + 1, head.lr(entries)))
+        return found
 
     def _sdm_start(self) -> int:
         """The first step that may have SDM if the run is healthy from the first look on."""

@@ -21,7 +21,6 @@ class Progress:
     sdm: SdmWeight = field(default_factory=SdmWeight)
     head: HeadSchedule = field(default_factory=HeadSchedule)
     directive: int = 0
-    memory_always_equal: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that a weights-only loader takes it."""
@@ -31,7 +30,6 @@ class Progress:
             "sdm": asdict(self.sdm),
             "head": asdict(self.head),
             "directive": self.directive,
-            "memory_always_equal": self.memory_always_equal,
         }
 
     @classmethod
@@ -42,7 +40,6 @@ class Progress:
             sdm=SdmWeight(**values["sdm"]),
             head=HeadSchedule(**values["head"]),
             directive=values["directive"],
-            memory_always_equal=values["memory_always_equal"],
         )
 
 

@@ -15,7 +15,8 @@ from service.training.state import Progress
 class Steering:
     """The directives that wait, and the one that stopped the run.
 
-    poll: rank 0 asks it with the number of the last directive applied. emit: writes the journal.
+    poll: rank 0 asks it with the highest number it knows of, applied or waiting: so a directive
+    that is lined up for a later step is not taken again. emit: writes the journal.
     """
 
     def __init__(
@@ -50,24 +51,27 @@ class Steering:
         Raises:
             CrossReidError: on all ranks, the one that some rank passed.
         """
+        known = max([progress.directive, *(d.number for d in self._waiting)])
         rank0 = self._world.rank == 0
-        directive = self._poll(progress.directive) if rank0 and error is None else None
+        directive = self._poll(known) if rank0 and error is None else None
         number = directive.number if directive else 0
         failed, newest = self._world.agree([float(error is not None), float(number)])
         if failed:
             raise_together(self._world, error)
-        if newest > progress.directive:
+        if newest > known:
             shared = self._world.broadcast_object(directive.to_dict() if directive else None)
             if shared is not None:
                 self._waiting.append(Directive.from_dict(shared))
         self._obey(progress)
 
     def _obey(self, progress: Progress) -> None:
-        """Applies the directives that are due before the next step, in order of number."""
-        coming = progress.step + 1
-        due = [d for d in self._waiting if d.apply_at_step <= coming]
-        self._waiting = [d for d in self._waiting if d.apply_at_step > coming]
-        for directive in sorted(due, key=lambda d: d.number):
+        """Applies the directives that are due before the next step, in order of number; one that
+        waits for a later step holds back those after it."""
+        while self._waiting:
+            directive = min(self._waiting, key=lambda d: d.number)
+            if directive.apply_at_step > progress.step + 1 and not directive.stop:
+                return
+            self._waiting.remove(directive)
             if directive.number <= progress.directive:
                 continue
             progress.directive = directive.number

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from service.data import loader as loader_module
 from service.distributed import Distributed
-from service.errors import CheckpointError, DataError
+from service.errors import CheckpointError, DataError, RunError
 from service.launch import launch
 from service.training.journal import read_journal
 from service.training.loop import Trainer
@@ -87,6 +88,34 @@ def incomplete(world: Distributed, records: str, folder: str) -> str:
     return "no error"
 
 
+def drifted(world: Distributed, records: str, folder: str) -> str:
+    """Rank 1's memory changes by itself, as a flipped bit would."""
+    trainer = Trainer(small_config(Path(records), OVERRIDES), Path(folder), world, Ports())
+    memory = trainer.parts.memory
+    assert memory is not None
+    push = memory.push
+
+    def wrong(features: torch.Tensor, classes: torch.Tensor, step: int) -> None:
+        push(features + 1e-3 * world.rank, classes, step)
+
+    memory.push = wrong
+    try:
+        trainer.run()
+    except RunError as error:
+        return str(error)
+    return "no error"
+
+
+def elsewhere(world: Distributed, records: str, folder: str) -> str:
+    """Rank 1 has other records."""
+    seen = records if world.rank == 0 else str(make_records(Path(folder), seed=1))
+    try:
+        Trainer(small_config(Path(seen), OVERRIDES), Path(folder), world, Ports())
+    except DataError as error:
+        return str(error)
+    return "no error"
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_records(tmp_path_factory.mktemp("small")))
@@ -108,6 +137,7 @@ def test_two_ranks_train_like_one(records: str, tmp_path: Path):
         for name in ("one", "two")
     ]
     for a, b in zip(*health, strict=True):
+        assert a["ce_by_kind"] == pytest.approx(b["ce_by_kind"], rel=1e-3)
         for line in ("ce", "sdm", "sdm_rows", "head_norm", "feature_norm", "pair_coverage"):
             assert a[line] == pytest.approx(b[line], rel=1e-3), (a["step"], line)
 
@@ -115,7 +145,7 @@ def test_two_ranks_train_like_one(records: str, tmp_path: Path):
 def each(world: Distributed, records: str, folder: str) -> list[str]:
     """What this rank was told of each fault, in order."""
     found = []
-    for fault in (incomplete, unwritable, broken):
+    for fault in (incomplete, elsewhere, unwritable, drifted, broken):
         place = Path(folder) / fault.__name__
         place.mkdir(exist_ok=True)
         found.append(fault(world, records, str(place)))
@@ -127,5 +157,7 @@ def test_an_error_on_one_rank_is_raised_on_all(records: str, tmp_path: Path):
     first, second = launch(each, 2, records, str(tmp_path), timeout_s=60)
     assert first == second
     assert "elsewhere" in first[0]
-    assert "cannot write checkpoint" in first[1]
-    assert first[2] == "row 5 (vis/0001/x.jpg) is not a JPEG"
+    assert "different records" in first[1]
+    assert "cannot write checkpoint" in first[2]
+    assert "different memories" in first[3]
+    assert first[4] == "row 5 (vis/0001/x.jpg) is not a JPEG"

@@ -247,6 +247,22 @@ def _after(polls: int, poll: Callable[[int], Any]) -> Callable[[int], Any]:
     return late
 
 
+def test_a_run_stopped_at_any_step_and_continued_equals_the_straight_run(
+    records: Path, tmp_path: Path
+):
+    config = small_config(records, ["train.max_steps=40"])
+    run(config, tmp_path / "straight", Ports(decides=False))
+    stop = Ports(poll=_after(13, sending(Directive(1, stop=True))), decides=False)
+    assert run(config, tmp_path / "stopped", stop).verdict == "STOPPED"
+    assert state(tmp_path / "stopped")["progress"]["step"] == 13
+    run(config, tmp_path / "stopped", Ports(decides=False))
+    straight, again = (without_clock(state(tmp_path / n)) for n in ("straight", "stopped"))
+    assert again["progress"].pop("directive") == 1
+    assert straight["progress"].pop("directive") == 0
+    for part in straight:
+        assert same(straight[part], again[part]), part
+
+
 def test_directives_given_after_the_checkpoint_are_replayed_where_they_were_applied(
     records: Path, tmp_path: Path
 ):
@@ -262,7 +278,7 @@ def test_directives_given_after_the_checkpoint_are_replayed_where_they_were_appl
     killed = replace(Ports(), poll=_dies_at(23), decides=False)
     with pytest.raises(KeyboardInterrupt):
         run(config, resumed, killed)
-    run(config, resumed, Ports(decides=False))
+    run(config, resumed, Ports(poll=polls, decides=False))
     straight, again = (without_clock(state(tmp_path / n)) for n in ("straight", "resumed"))
     assert all(same(straight[part], again[part]) for part in straight)
 
@@ -303,13 +319,36 @@ def test_a_non_finite_gradient_stops_the_run_before_it_changes_a_weight(
 
 def test_records_of_another_size_are_refused(records: Path, tmp_path: Path):
     config = small_config(records, ["model.backbone.image_size=[64, 32]"])
-    with pytest.raises(DataError, match="48x24.*64x32"):
+    with pytest.raises(DataError, match=r"48x24.*64x32"):
         run(config, tmp_path)
 
 
-def test_bf16_runs_and_says_so(records: Path, tmp_path: Path):
-    config = small_config(records, ["train.precision=bf16", "train.max_steps=3"])
-    run(config, tmp_path)
-    assert read_journal(tmp_path)[0]["precision"] == "bf16"
-    dtype = {p.dtype for p in state(tmp_path)["model"].values()}
-    assert dtype == {torch.float32}
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_the_transformer_computes_in_the_precision_asked_for(
+    records: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    dtype: torch.dtype,
+):
+    seen: set[torch.dtype] = set()
+    build = parts_module.CrossReID
+
+    def watched(*args: Any) -> Any:
+        model = build(*args)
+        model.backbone.image_transformer.register_forward_hook(
+            lambda module, given, out: seen.add(out.dtype)
+        )
+        return model
+
+    monkeypatch.setattr(parts_module, "CrossReID", watched)
+    run(small_config(records, [f"train.precision={precision}", "train.max_steps=3"]), tmp_path)
+    assert seen == {dtype}
+    assert {p.dtype for p in state(tmp_path)["model"].values()} == {torch.float32}
+
+
+def test_clipping_does_not_hide_the_gradient_of_the_head(records: Path, tmp_path: Path):
+    run(small_config(records, ["optim.clip_norm=1e-6", "train.max_steps=20"]), tmp_path)
+    assert events(tmp_path, "health")[-1]["health"]["head_grad_norm"] > 0.01

@@ -176,7 +176,7 @@ def test_secrets_in_progress_do_not_reach_the_screen(capsys: Any, monkeypatch: p
     update = Update("main", messages=("token 0123456789abcdef",))
     with views.progress() as show:
         show(update)
-    with Progress(console=Console(stderr=True, force_terminal=True)) as bars:
+    with Progress(console=Console(stderr=True, force_terminal=True, highlight=False)) as bars:
         views._Bars(bars)(update)
     shown = capsys.readouterr().err
     assert shown.count("token <RAY_AUTH_TOKEN>") == 2

@@ -2,7 +2,9 @@
 
 import math
 import socket
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
@@ -11,7 +13,8 @@ from prometheus_client.samples import Sample
 
 from service.config import PolicyConfig
 from service.gonogo import Verdict
-from service.telemetry.exporter import Series, Server
+from service.telemetry import exporter
+from service.telemetry.exporter import Exporter, Series, Server
 from service.telemetry.lines import LINES, PREFIX, TrialSeries
 from tests.reports import HEALTHY, LN_C, healthy
 
@@ -152,3 +155,51 @@ def test_an_unknown_line_or_a_wrong_number_of_labels_is_refused(scraped: Scraped
 def test_a_taken_port_is_an_os_error():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         Server(Series(), "127.0.0.1", taken.getsockname()[1])
+
+
+class Gone(Exception):
+    """The actor has ended itself."""
+
+
+@pytest.fixture
+def actor(monkeypatch: pytest.MonkeyPatch) -> Exporter:
+    """The actor's class without Ray and without its own clock."""
+
+    def leave() -> None:
+        raise Gone
+
+    here = SimpleNamespace(current_actor=None)
+    monkeypatch.setattr(exporter.ray, "get_runtime_context", lambda: here)
+    monkeypatch.setattr(exporter, "exit_actor", leave)
+    monkeypatch.setattr(Exporter, "_tick", lambda self: None)
+    return Exporter()
+
+
+def test_an_exporter_that_nobody_comes_to_ends_after_its_grace(
+    actor: Exporter, monkeypatch: pytest.MonkeyPatch
+):
+    actor.sweep()
+    later = time.monotonic() + exporter.LEASE_S + 1
+    monkeypatch.setattr(exporter.time, "monotonic", lambda: later)
+    with pytest.raises(Gone):
+        actor.sweep()
+
+
+def test_an_exporter_whose_port_is_refused_ends_at_once(actor: Exporter):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        actor.acquire("r", "127.0.0.1", taken.getsockname()[1], False)
+    with pytest.raises(Gone):
+        actor.sweep()
+
+
+def test_a_restarted_exporter_tries_its_port_until_it_is_free(actor: Exporter):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        actor.renew("r", "127.0.0.1", port)
+        actor.push("r", "t", trial().values, 0.0)
+    actor.renew("r", "127.0.0.1", port)
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        assert "reid_train_global_step" in answer.read().decode()
+    actor.release("r")
+    with pytest.raises(Gone):
+        actor.sweep()

@@ -1,6 +1,5 @@
 """The verdict: the documents' own story, row by row, and what must hold for any history."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -9,48 +8,11 @@ from hypothesis import strategies as st
 
 from service.config import PolicyConfig, SdmConfig
 from service.gonogo import Cause, PolicyState, Rules, Verdict, decide
-from service.health import HealthReport
+from service.health import Gauges, Health, HealthReport, StepSample
+from tests.reports import HEALTHY, LN_C
+from tests.reports import NUM_CLASSES as C
 
-C = 400
-LN_C = math.log(C)
 RULES = Rules(PolicyConfig(), SdmConfig())
-HEALTHY = HealthReport(
-    step=200,
-    epoch=1,
-    step_in_epoch=200,
-    steps_per_epoch=1863,
-    total_steps=100_000,
-    num_classes=C,
-    window=100,
-    ce=5.46,
-    ce_fraction=5.46 / LN_C,
-    ce_first=5.9,
-    ce_fall=(5.9 - 5.46) / LN_C,
-    ce_slope=-0.004,
-    ce_by_kind={},
-    top1=0.01,
-    pair_coverage=1.0,
-    pair_coverage_with_memory=1.0,
-    rows_without_positive=0.0,
-    sdm=0.0,
-    sdm_chance=0.0,
-    sdm_rows=0.0,
-    sdm_scheduled=0.0,
-    sdm_weight=0.0,
-    sdm_reason="",
-    head_norm=7.0,
-    head_growth=15.0,
-    head_grad_norm=0.08,
-    head_moved=0.02,
-    head_lr=1e-2,
-    feature_norm=8.0,
-    feature_norm_expected=8.0,
-    memory_rows=0,
-    memory_age=0,
-    memory_equal=True,
-    images_per_second=100.0,
-    data_wait_share=0.0,
-)
 STUCK = replace(
     HEALTHY, ce=5.99, ce_fraction=1.0, ce_first=5.99, ce_fall=0.0, ce_slope=0.0, head_growth=1.05
 )
@@ -104,7 +66,7 @@ def test_a_falling_ce_is_go_and_low_coverage_is_said():
     assert decision.verdict is Verdict.GO
     assert decision.cause is Cause.NOT_PAIRING
     assert decision.findings[0].line == "pair_coverage"
-    assert state.go_step == 200
+    assert state.verdict is Verdict.GO
 
 
 def test_sdm_is_deferred_for_low_coverage_and_raised_with_full_coverage():
@@ -163,6 +125,57 @@ def test_a_slow_but_falling_run_waits_until_the_last_look_for_it():
     assert [v for v, _ in found] == [Verdict.WAIT, Verdict.WAIT, Verdict.WAIT, Verdict.NO_GO]
     flat = replace(slow, ce_slope=0.0)
     assert verdicts(at(flat, 300), at(flat, 500))[-1][0] is Verdict.NO_GO
+    below = replace(flat, ce_fraction=0.93, ce_slope=1e-6)
+    found = [v for v, _ in verdicts(at(below, 500), at(below, 1000))]
+    assert found == [Verdict.WAIT, Verdict.GO]
+
+
+def test_top1_far_above_chance_names_the_head_even_when_it_grew():
+    stuck = replace(STUCK, head_growth=3.2)
+    assert verdicts(at(stuck, 300, top1=0.5)) == [(Verdict.NO_GO, Cause.HEAD_LR_TOO_SMALL)]
+    assert verdicts(at(stuck, 300, top1=1 / C)) == [(Verdict.NO_GO, Cause.CE_NOT_FALLING)]
+
+
+def test_a_second_finding_names_low_coverage():
+    _, decision = decide(PolicyState(), at(STUCK, 300, pair_coverage=0.3), RULES)
+    assert [f.line for f in decision.findings][-1] == "pair_coverage"
+
+
+def test_a_quick_learner_that_is_flat_is_not_stopped():
+    quick = replace(HEALTHY, ce_fraction=0.59, ce_fall=0.01, ce_slope=-1e-5, top1=0.4)
+    assert verdicts(at(quick, 300)) == [(Verdict.GO, Cause.NONE)]
+
+
+def test_a_run_that_ends_at_chance_after_go_is_no_go():
+    last = replace(at(HEALTHY, 900, ce=5.95), total_steps=900)
+    assert verdicts(HEALTHY, last)[-1] == (Verdict.NO_GO, Cause.COLLAPSE)
+    fine = replace(at(HEALTHY, 900, ce=1.5), total_steps=900)
+    assert verdicts(HEALTHY, fine)[-1] == (Verdict.GO, Cause.NONE)
+
+
+def curve(ces: list[float], window: int = 100) -> HealthReport:
+    """The last report of a run with these cross-entropies, through the real windows."""
+    health = Health(C, window)
+    health.start(0.45)
+    kinds = (None,) * 6
+    health.add(
+        StepSample(i + 1, ce, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 8.0, 80.0, 0.1, 0.0, kinds)
+        for i, ce in enumerate(ces)
+    )
+    gauges = Gauges(7.0, 0.1, 0.02, 1e-2, 0.0, 0.0, "", 0, 0, True, 8.0)
+    return health.report(step=len(ces), steps_per_epoch=1863, total_steps=len(ces), gauges=gauges)
+
+
+@pytest.mark.parametrize("steps", [20, 100, 150, 500])
+def test_a_healthy_curve_is_go_at_the_last_step_of_any_length(steps: int):
+    falling = [LN_C * (1 - 0.6 * i / steps) for i in range(steps)]
+    assert verdicts(curve(falling)) == [(Verdict.GO, Cause.NONE)]
+
+
+@pytest.mark.parametrize("steps", [20, 100, 150, 500])
+def test_a_flat_curve_is_no_go_at_the_last_step_of_any_length(steps: int):
+    flat = [LN_C + 0.01 * (-1) ** i for i in range(steps)]
+    assert verdicts(curve(flat))[0][0] is Verdict.NO_GO
 
 
 def test_below_the_learning_line_only_a_rise_speaks_against_go():
@@ -191,7 +204,7 @@ def test_no_go_is_final_and_keeps_its_cause():
 
 
 def test_a_policy_state_survives_a_restart():
-    state = PolicyState(Verdict.GO, Cause.NONE, go_step=200, notch=2, notch_step=700)
+    state = PolicyState(Verdict.GO, Cause.NONE, notch=2, notch_step=700)
     assert PolicyState.from_dict(state.to_dict()) == state
 
 

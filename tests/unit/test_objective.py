@@ -68,6 +68,10 @@ def test_without_sdm_the_loss_is_the_mean_of_the_two_groups():
     assert line(found, "sdm_rows") == 0
     plain = F.cross_entropy(logits[:6], labels[:6])
     assert line(found, "ce") / 6 == pytest.approx(float(plain.detach()))
+    every = F.cross_entropy(logits, labels, reduction="none").detach()
+    for kind in range(6):
+        expected = every[torch.from_numpy(LAYOUT.kind == kind)].sum()
+        assert line(found, f"ce_{kind}") == pytest.approx(float(expected))
     top1 = (logits[:6].argmax(1) == labels[:6]).sum()
     assert line(found, "correct") == int(top1)
     assert line(found, "norm") == pytest.approx(6 * 8)

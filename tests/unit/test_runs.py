@@ -73,9 +73,10 @@ def test_a_folder_appears_with_its_config_or_not_at_all(
         path.write_text(text[:3])
         raise OSError("no space left")
 
-    with monkeypatch.context() as patch, pytest.raises(RunError, match="no space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(runs, "write_text", full)
-        create_run(config, "one")
+        with pytest.raises(RunError, match="no space left"):
+            create_run(config, "one")
     assert list((tmp_path / "runs").iterdir()) == []
     (tmp_path / "runs" / "one").mkdir()
     assert open_run(str(create_run(config, "one").path)).run_id == "one"
