@@ -6,6 +6,7 @@ by the command that needs it, so that help and config checks answer at once.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +114,7 @@ def _add_train(commands: Any) -> None:
     _add_config_words(train)
     train.add_argument("--resume", metavar="RUN", help="continue this run: its id or folder")
     train.add_argument("--run-id", metavar="ID", help="name of the new run")
-    train.add_argument("--local", action="store_true", help="one process, without Ray")
+    train.add_argument("--no-ray", action="store_true", help="one process, without Ray")
 
 
 def _add_tune(commands: Any) -> None:
@@ -233,12 +234,14 @@ def _train(args: argparse.Namespace) -> int:
 
     file, overrides = split_words(args.words)
     config = _train_config(file, overrides, args.resume)
-    if args.local:
+    if args.no_ray:
         from service.orchestration.local import train_here as launch
     else:
         from service.orchestration.train import launch_training as launch
     with views.progress() as show:
         run, outcome = launch(config, run_id=args.run_id, resume=args.resume, on_progress=show)
+    if os.environ.get("RANK", "0") != "0":
+        return outcome.exit_code
     values = {
         "run_id": run.run_id,
         "run_dir": str(run.path),

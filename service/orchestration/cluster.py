@@ -127,7 +127,7 @@ def _not_reached(address: str, error: Exception) -> str:
     if address == "local":
         return (
             f"cannot start Ray on this machine: {first_line(error)}; is there room in /dev/shm and "
-            "/tmp, and may ~/.ray be written? Or give cluster.address, or train with --local"
+            "/tmp, and may ~/.ray be written? Or give cluster.address, or train with --no-ray"
         )
     return (
         f"cannot join the Ray cluster at {address}: {first_line(error)}; check that it runs, that "

@@ -1,9 +1,16 @@
 """Evaluating a run that exists: its newest checkpoint, in this process, without Ray."""
 
+import os
 from typing import Any
 
-from service.errors import CheckpointError
-from service.orchestration.runs import Run, open_run, read_summary, write_summary
+from service.errors import CheckpointError, RunError
+from service.orchestration.runs import (
+    SUMMARY_FILE,
+    Run,
+    open_run,
+    read_summary,
+    write_summary,
+)
 
 
 def evaluate_run(run: str, *, storage: str = "runs") -> tuple[Run, dict[str, Any]]:
@@ -12,7 +19,8 @@ def evaluate_run(run: str, *, storage: str = "runs") -> tuple[Run, dict[str, Any
     Returns the run and its summary, which `summary.json` holds as well afterwards.
 
     Raises:
-        RunError: there is no such run. CheckpointError: it has no whole checkpoint.
+        RunError: there is no such run, or its folder is read-only.
+        CheckpointError: it has no whole checkpoint.
     """
     import torch
 
@@ -24,6 +32,11 @@ def evaluate_run(run: str, *, storage: str = "runs") -> tuple[Run, dict[str, Any
 
     found = open_run(run, storage)
     config = found.config
+    if not os.access(found.path, os.W_OK):
+        raise RunError(
+            f"cannot write the result to {found.path / SUMMARY_FILE}: the folder is read-only; "
+            "copy the run to where it can be written"
+        )
     folders = checkpoints(found.path)
     if not folders:
         raise CheckpointError(

@@ -1,18 +1,19 @@
-"""Training in this process: the same loop on one rank, without Ray."""
+"""Training without Ray: the same loop in this process, or in each that torchrun started."""
 
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 from service.config import Config
+from service.data.fitting import open_plan
 from service.gonogo import Directive
 from service.orchestration.control import News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
-from service.orchestration.runs import Run, interrupted, make_run, resume_or_plan
+from service.orchestration.runs import Run, held, interrupted, make_run, resume_or_plan
 from service.training.ending import STOPPED
 from service.training.ports import Outcome, Ports
 
@@ -26,10 +27,11 @@ def train_here(
     resume: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> tuple[Run, Outcome]:
-    """As `launch_training`, on one rank in this process; there is no exporter.
+    """As `launch_training`, in this process; there is no exporter.
 
-    An interrupt lets the step end, writes a checkpoint and ends as verdict INTERRUPTED; one that
-    comes after the last step changes nothing.
+    Under torchrun every rank calls it; rank 0 makes or finds the run, and alone tells of it. An
+    interrupt lets the step end, writes a checkpoint and ends as verdict INTERRUPTED; one that comes
+    after the last step changes nothing.
 
     Raises:
         CrossReidError: what is wrong with config, data, run or numbers.
@@ -38,17 +40,33 @@ def train_here(
 
     from service.distributed import Distributed
     from service.training.loop import train
+    from service.training.parts import together
 
-    run = resume_or_plan(config, run_id, resume)
-    if resume is None:
-        make_run(run)
-    if run.config.train.threads is not None:
-        torch.set_num_threads(run.config.train.threads)
-    world = Distributed.single("cuda" if torch.cuda.is_available() else "cpu")
-    on_progress(Update(trial=MAIN_TRIAL, messages=(f"run {run.run_id} in {run.path}",)))
-    with _asked_to_stop() as stop:
+    world = Distributed.from_environment()
+    first = world.rank == 0
+    planned = together(world, lambda: resume_or_plan(config, run_id, resume) if first else None)
+    run = cast(Run, world.broadcast_object(planned))
+    together(world, lambda: open_plan(run.config, world.world))
+    with ExitStack() as stack:
+        if first:
+            together(world, lambda: _take(stack, run, new=resume is None))
+        else:
+            together(world, lambda: None)
+        if run.config.train.threads is not None:
+            torch.set_num_threads(run.config.train.threads)
+        if first:
+            on_progress(Update(trial=MAIN_TRIAL, messages=(f"run {run.run_id} in {run.path}",)))
+        stop = stack.enter_context(_asked_to_stop())
         outcome = train(run.config, run.path, world, _ports(run, on_progress, stop))
+    world.close()
     return run, interrupted(run) if stop.is_set() and outcome.verdict == STOPPED else outcome
+
+
+def _take(stack: ExitStack, run: Run, *, new: bool) -> None:
+    """Makes the run's folder if it is new, and holds it until `stack` ends."""
+    if new:
+        make_run(run)
+    stack.enter_context(held(run))
 
 
 def _ports(run: Run, on_progress: OnProgress, stop: threading.Event) -> Ports:

@@ -1,6 +1,7 @@
 """Run folders: made once under a name of their own, found again, resumed, refused.
 
-`<storage>/<run id>/` holds `config.yaml`, `journal.jsonl`, `checkpoint_*` and `summary.json`.
+`<storage>/<run id>/` holds `config.yaml`, `journal.jsonl`, `checkpoint_*` and `summary.json`; a
+driver holds `.lock` while it trains.
 """
 
 import json
@@ -10,10 +11,14 @@ import secrets
 import shlex
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from service.config import Config
 from service.errors import ExitCode, RunError
@@ -23,6 +28,7 @@ from service.training.ports import Outcome
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+LOCK_FILE = ".lock"
 _RESUMABLE = ("STOPPED", "PAUSE")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DAMAGED = "{file} is damaged: {found}; move it away, the journal and the checkpoints are whole"
@@ -126,6 +132,29 @@ def make_run(run: Run) -> Run:
             f"cannot create the run folder {run.path}: {error}; see run.storage"
         ) from error
     return run
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Keeps every other driver out of the run's folder; given up when this process ends.
+
+    Raises:
+        RunError: another process trains this run.
+    """
+    lock = FileLock(run.path / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(
+            f"run {run.run_id} is being trained by another process, which holds "
+            f"{run.path / LOCK_FILE}; wait for its end or stop it, then {resume_words(run.path)}"
+        ) from error
+    except OSError as error:
+        raise RunError(f"cannot lock the run folder {run.path}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def create_run(config: Config, run_id: str | None = None, parent: Path | None = None) -> Run:

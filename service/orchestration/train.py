@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from service.config import Config
+from service.data.fitting import open_plan
 from service.errors import ClusterError
 from service.gonogo import Directive
 from service.orchestration.background import Background
@@ -30,6 +32,7 @@ from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
 from service.orchestration.runs import (
     Run,
+    held,
     interrupted,
     make_run,
     resume_or_plan,
@@ -71,10 +74,12 @@ def launch_training(
         CrossReidError: what the workers found wrong with config, data or numbers.
     """
     run = resume_or_plan(config, run_id, resume)
-    with connected(run.config.cluster) as cluster:
+    open_plan(run.config, run.config.cluster.num_workers)
+    with connected(run.config.cluster) as cluster, ExitStack() as stack:
         require(run.config.cluster)
         if resume is None:
             make_run(run)
+        stack.enter_context(held(run))
         control = start_control(f"control-{run.run_id}")
         reader = ControlReader(control)
         with exporter_lease(run.config, run.run_id, local=cluster.local) as exporter:

@@ -16,6 +16,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.util.placement_group import remove_placement_group
 
 from service.config import Config
+from service.data.fitting import open_plan
 from service.errors import CrossReidError, ExitCode, RunError
 from service.gonogo import Decision, Verdict
 from service.orchestration.background import Background
@@ -95,6 +96,7 @@ def launch_tuning(
     sweep = plan_run(config, experiment_id, can_resume=False)
     config = sweep.config
     together = min(config.tune.max_concurrent, num_trials(config))
+    open_plan(config, config.cluster.num_workers)
     with connected(config.cluster) as cluster:
         require(config.cluster, trials=together)
         make_run(sweep)

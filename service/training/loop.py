@@ -251,8 +251,8 @@ class Trainer:
         if raised:
             raise NonFiniteError(
                 f"the gradient became NaN or infinite at step {self.progress.step} or the one "
-                "before; no parameter was changed by it. --resume goes on from the newest "
-                "checkpoint; lower the learning rates, set optim.clip_norm=1.0, or use "
+                f"before; no parameter was changed by it. --resume {self.run_dir} goes on from the "
+                "newest checkpoint; lower the learning rates, set optim.clip_norm=1.0, or use "
                 "train.precision=fp32"
             )
 
@@ -330,8 +330,8 @@ class Trainer:
         if not equal:
             raise RunError(
                 f"the ranks hold different memories at step {step}, so they no longer train one "
-                "model; --resume goes on from the newest checkpoint. Check the hosts' memory and "
-                "that all run the same version"
+                f"model; --resume {self.run_dir} goes on from the newest checkpoint. Check the hosts' "
+                "memory and that all run the same version"
             )
         return Gauges(
             head_norm=norm,

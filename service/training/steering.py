@@ -65,22 +65,24 @@ class Steering:
         self._obey(progress)
 
     def _obey(self, progress: Progress) -> None:
-        """Applies the directives that are due before the next step, in order of number; one that
-        waits for a later step holds back those after it."""
-        while self._waiting:
+        """Applies what is due before the next step, in order of number: a directive that waits for
+        a later step holds back those after it, but never a stop."""
+        stop = next((d for d in self._waiting if d.stop), None)
+        while self._waiting and stop is None:
             directive = min(self._waiting, key=lambda d: d.number)
-            if directive.apply_at_step > progress.step + 1 and not directive.stop:
+            if directive.apply_at_step > progress.step + 1:
                 return
             self._waiting.remove(directive)
-            if directive.number <= progress.directive:
-                continue
-            progress.directive = directive.number
-            if directive.sdm_weight is not None:
-                progress.sdm = SdmWeight(directive.sdm_weight, directive.reason)
-            if directive.head_lr is not None:
-                progress.head = replace(progress.head, override=directive.head_lr)
-            if directive.stop:
-                self.stopped = directive
-            self._emit(
-                {"event": "directive", "step": progress.step, "directive": directive.to_dict()}
-            )
+            if directive.number > progress.directive:
+                self._apply(directive, progress)
+        if stop is not None:
+            self._waiting, self.stopped = [], stop
+            self._apply(stop, progress)
+
+    def _apply(self, directive: Directive, progress: Progress) -> None:
+        progress.directive = directive.number
+        if directive.sdm_weight is not None:
+            progress.sdm = SdmWeight(directive.sdm_weight, directive.reason)
+        if directive.head_lr is not None:
+            progress.head = replace(progress.head, override=directive.head_lr)
+        self._emit({"event": "directive", "step": progress.step, "directive": directive.to_dict()})

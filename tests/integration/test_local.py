@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from service.errors import CheckpointError, ExitCode
+from service.errors import CheckpointError, DataError, ExitCode, SamplerError
 from service.orchestration.evaluate import evaluate_run
 from service.orchestration.local import train_here
 from service.orchestration.progress import Update
@@ -68,3 +70,35 @@ def test_a_run_without_a_checkpoint_cannot_be_evaluated(records: Path, tmp_path:
     run = create_run(override(small_config(records), [f"run.storage={tmp_path}"]), "empty")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         evaluate_run(str(run.path))
+
+
+def test_what_the_data_cannot_hold_is_refused_before_anything_is_made(
+    records: Path, tmp_path: Path
+):
+    for wrong in ("sampler.ids_per_batch=99", f"data.records={tmp_path}/nowhere"):
+        settings = override(small_config(records), [f"run.storage={tmp_path}/runs", wrong])
+        with pytest.raises((SamplerError, DataError)):
+            train_here(settings)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.distributed
+def test_torchrun_trains_one_run_on_two_ranks(records: Path, tmp_path: Path):
+    config = tmp_path / "run.yaml"
+    values = [f"run.storage={tmp_path}/runs", "train.max_steps=80"]
+    config.write_text(override(small_config(records), values).to_yaml())
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "service"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, "train", str(config), "--no-ray"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (run,) = (tmp_path / "runs").iterdir()
+    summary = read_summary(run)
+    assert summary is not None
+    assert (summary["world_size"], summary["verdict"]) == (2, "GO")
+    assert done.stdout.count("\nGO\n") == 1

@@ -72,7 +72,7 @@ def test_config_show_is_a_config_and_takes_overrides(config: str, capsys: Any, t
         (["train"], "train needs a config"),
         (["train", "a.yaml", "b.yaml"], "expected one config, found a.yaml, b.yaml"),
         (["train", "{config}", "train.epoch=3"], "did you mean 'train.epochs'"),
-        (["train", "--local", "--resume", "nobody"], "no run 'nobody'"),
+        (["train", "--no-ray", "--resume", "nobody"], "no run 'nobody'"),
         (["tune", "{config}"], "tune.space is empty"),
         (["evaluate", "nobody"], "no run 'nobody'"),
         (["data", "synth", "{folder}/made", "--size", "96"], "must look like 384x128"),
@@ -131,7 +131,7 @@ def test_a_no_go_ends_with_3_and_one_line_with_cause_and_remedy(
     words, remedy = "the head's learning rate is too small to move the head", "set it to 1e-2"
     outcome = Outcome("NO_GO", "head_lr_too_small", words, remedy, 3, {"verdict": "NO_GO"})
     given = fake_launch(monkeypatch, outcome)
-    code, out, err = run(capsys, "train", config, "--local", "--run-id", "x", "optim.head_lr=1e-5")
+    code, out, err = run(capsys, "train", config, "--no-ray", "--run-id", "x", "optim.head_lr=1e-5")
     assert code == ExitCode.NO_GO
     assert [line for line in out.splitlines() if "NO_GO" in line] == [f"NO_GO: {words} - {remedy}"]
     assert "Traceback" not in out + err
@@ -143,7 +143,7 @@ def test_a_go_shows_the_evaluation_and_where_everything_lies(
     config: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
     fake_launch(monkeypatch, Outcome("GO", "", "", "", 0, SUMMARY))
-    code, out, _ = run(capsys, "train", config, "--local", "--run-id", "x")
+    code, out, _ = run(capsys, "train", config, "--no-ray", "--run-id", "x")
     assert code == ExitCode.OK
     assert out.splitlines()[-1] == "GO"
     assert "runs/x" in out
@@ -157,7 +157,7 @@ def test_json_is_the_only_thing_on_standard_output(
     config: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
     fake_launch(monkeypatch, Outcome("GO", "", "", "", 0, SUMMARY))
-    code, out, _ = run(capsys, "train", config, "--local", "--json", "--run-id", "x")
+    code, out, _ = run(capsys, "train", config, "--no-ray", "--json", "--run-id", "x")
     values = json.loads(out)
     assert (code, values["verdict"], values["summary"]) == (0, "GO", SUMMARY)
     assert values["run_dir"].endswith("runs/x")
@@ -166,7 +166,7 @@ def test_json_is_the_only_thing_on_standard_output(
 def test_secrets_do_not_reach_the_screen(config: str, capsys: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef")
     fake_launch(monkeypatch, ClusterError("token 0123456789abcdef was refused"))
-    code, _, err = run(capsys, "train", config, "--local")
+    code, _, err = run(capsys, "train", config, "--no-ray")
     assert code == ExitCode.USER_ERROR
     assert err == "crossreid: ClusterError: token <RAY_AUTH_TOKEN> was refused\n"
 
@@ -188,7 +188,7 @@ def test_an_interrupt_ends_with_130(config: str, capsys: Any, monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(local, "train_here", interrupt)
-    code, _, err = run(capsys, "train", config, "--local")
+    code, _, err = run(capsys, "train", config, "--no-ray")
     assert (code, err) == (ExitCode.INTERRUPTED, "crossreid: interrupted\n")
 
 

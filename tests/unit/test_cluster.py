@@ -84,7 +84,7 @@ def test_ray_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    words = r"cannot start Ray on this machine: RuntimeError: Failed to start GCS\.; .*--local"
+    words = r"cannot start Ray on this machine: RuntimeError: Failed to start GCS\.; .*--no-ray"
     with pytest.raises(ClusterError, match=words), connected(ClusterConfig()):
         pass
 

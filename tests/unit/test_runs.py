@@ -11,6 +11,7 @@ from service.errors import RunError
 from service.orchestration import runs
 from service.orchestration.runs import (
     create_run,
+    held,
     interrupted,
     make_run_id,
     new_run_id,
@@ -160,3 +161,13 @@ def test_a_stopped_run_may_go_on(config: Config):
     run = create_run(config, "one")
     write_summary(run.path, {"verdict": "STOPPED", "cause": "", "steps": 40})
     assert resume_run("one", config) == run
+
+
+def test_a_run_is_trained_by_one_driver_at_a_time(config: Config):
+    run = create_run(config, "one")
+    with held(run):
+        again = held(run)
+        with pytest.raises(RunError, match="being trained by another process"):
+            again.__enter__()
+    with held(run):
+        assert (run.path / "config.yaml").is_file()
