@@ -330,8 +330,8 @@ class Trainer:
         if not equal:
             raise RunError(
                 f"the ranks hold different memories at step {step}, so they no longer train one "
-                f"model; --resume {self.run_dir} goes on from the newest checkpoint. Check the hosts' "
-                "memory and that all run the same version"
+                f"model; --resume {self.run_dir} goes on from the newest checkpoint. Check the "
+                "hosts' memory and that all run the same version"
             )
         return Gauges(
             head_norm=norm,

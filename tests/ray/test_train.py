@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.config import Config
-from service.errors import ClusterError, DataError, ExitCode, RunError
+from service.errors import ClusterError, ExitCode, ModelError, RunError
 from service.orchestration.progress import Update
 from service.orchestration.runs import Run, create_run, read_summary
 from service.orchestration.train import ended, fit, launch_training
@@ -121,8 +121,8 @@ def test_what_the_workers_find_wrong_is_the_commands_error_and_not_retried(
     records: Path, tmp_path: Path
 ):
     watcher = Watcher()
-    wrong = config(records, tmp_path, "model.backbone.image_size=[64,32]", "cluster.num_workers=1")
-    with pytest.raises(DataError, match=r"images of 48x24, the model wants 64x32"):
+    wrong = config(records, tmp_path, "model.freeze=[nothing.there]", "cluster.num_workers=1")
+    with pytest.raises(ModelError, match=r"'nothing.there', which is no module"):
         launch_training(wrong, on_progress=watcher)
     assert max(update.restarts for update in watcher.updates) == 0
 
