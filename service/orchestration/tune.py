@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ray import tune
+from ray import PlacementGroupID, tune
 from ray.tune import TuneConfig, Tuner
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import BasicVariantGenerator
@@ -47,7 +47,7 @@ SWEEP = "sweep"
 _OUTER = {"CPU": 0, "node:__internal_head__": 0.001}
 """A trial's own process only waits. Tune refuses a request for nothing at all."""
 _GONE_S = 5.0
-"""Seconds after which a killed trial's controller is surely dead and cannot start workers again."""
+"""Seconds after which a killed trial's controller is dead and starts no workers again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,18 +182,19 @@ class _Watch:
         self._scheduler = scheduler
         self._monitor = monitor
         self._reader = reader
-        self._killed_at: dict[str, float] = {}
-        self._freed: set[str] = set()
+        self._quiet_since: dict[str, float] = {}
+        self._removed: set[PlacementGroupID] = set()
 
     def until_end(self) -> tuple[list[Any], bool]:
         """Tune's results, and whether the user interrupted; no results then."""
         try:
             while not self._task.wait(LOOK_S):
                 self._look()
-                self._free(_GONE_S)
+                self._free()
             self._look()
-            while not self._free(_GONE_S):
+            while not self._free():
                 time.sleep(LOOK_S)
+                self._look()
             results = self._task.result()
             return [results[i] for i in range(len(results))], False
         except KeyboardInterrupt:
@@ -209,21 +210,25 @@ class _Watch:
         for key in ended:
             self._monitor.ended(key)
 
-    def _free(self, after_s: float) -> bool:
+    def _free(self) -> bool:
         """Gives back what killed trials still hold; True when there is nothing left to give.
 
         Trials that stopped by themselves hold nothing. Ray's own cleaner does this only where its
-        dashboard runs.
+        dashboard runs. A controller that dies slowly may start workers once more, so every group
+        that a killed trial ever told of is taken, until none has come for `_GONE_S`.
         """
         now = time.monotonic()
-        records = list(self._scheduler.trials.items())
-        killed = [key for key, record in records if record.killed and key not in self._freed]
-        for key in killed:
-            if now - self._killed_at.setdefault(key, now) >= after_s:
-                self._freed.add(key)
-                for group in self._monitor.placement_groups(key):
+        for key, record in list(self._scheduler.trials.items()):
+            if not record.killed:
+                continue
+            quiet_since = self._quiet_since.setdefault(key, now)
+            held = [g for g in self._monitor.placement_groups(key) if g.id not in self._removed]
+            if held and now - quiet_since >= _GONE_S:
+                self._quiet_since[key] = now
+                for group in held:
+                    self._removed.add(group.id)
                     remove_placement_group(group)
-        return self._freed.issuperset(killed)
+        return all(now - since >= _GONE_S for since in self._quiet_since.values())
 
 
 def _ended(
