@@ -13,6 +13,7 @@ from service.errors import CheckpointError, DataError, RunError
 from service.launch import launch
 from service.training.journal import read_journal
 from service.training.loop import Trainer
+from service.training.parts import build_parts
 from service.training.ports import Ports
 from tests.small import make_records, small_config
 
@@ -116,9 +117,30 @@ def elsewhere(world: Distributed, records: str, folder: str) -> str:
     return "no error"
 
 
+def drawn(world: Distributed, records: str) -> list[list[int]]:
+    """The record rows of each global batch of two epochs, as all ranks together decoded them."""
+    config = small_config(Path(records), OVERRIDES)
+    loader = build_parts(config, world).loader
+    found = []
+    for epoch in (1, 2):
+        for batch in loader.epoch(epoch):
+            shares = world.gather_objects(batch.row.tolist())
+            found.append(sorted(row for share in shares for row in share))
+    return found
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_records(tmp_path_factory.mktemp("small")))
+
+
+@pytest.mark.distributed
+def test_one_two_and_three_ranks_draw_the_same_global_batches(records: str):
+    alone = drawn(Distributed.single(), records)
+    assert len(alone) > 4
+    assert all(len(set(rows)) == len(rows) for rows in alone)
+    for size in (2, 3):
+        assert launch(drawn, size, records, timeout_s=60) == [alone] * size
 
 
 @pytest.mark.distributed
