@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from service.config import Config
 from service.errors import ExitCode, RunError
+from service.gonogo import Verdict
 from service.settings import load_text, override
 from service.training.files import write_text
 from service.training.ports import Outcome
@@ -270,9 +271,15 @@ def _refuse_ended(run: Run) -> None:
     if verdict is None or verdict in _RESUMABLE:
         return
     cause = f" ({summary['cause']})" if summary.get("cause") else ""
+    lacks_evaluation = verdict != Verdict.NO_GO and "mAP" not in summary
+    remedy = (
+        f"its evaluation is missing: crossreid evaluate {shlex.quote(str(run.path))}"
+        if lacks_evaluation
+        else "start a new run instead"
+    )
     raise RunError(
         f"run {run.run_id} has ended: {verdict}{cause} after {summary.get('steps', '?')} steps, "
-        f"see {run.path / SUMMARY_FILE}; start a new run instead"
+        f"see {run.path / SUMMARY_FILE}; {remedy}"
     )
 
 

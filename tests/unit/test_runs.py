@@ -3,6 +3,7 @@
 import shlex
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,3 +172,20 @@ def test_a_run_is_trained_by_one_driver_at_a_time(config: Config):
             again.__enter__()
     with held(run):
         assert (run.path / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("summary", "remedy"),
+    [
+        ({"verdict": "GO", "steps": 9}, "crossreid evaluate .*/one$"),
+        ({"verdict": "GO", "steps": 9, "mAP": {}}, "start a new run instead$"),
+        ({"verdict": "NO_GO", "cause": "no_gradient", "steps": 9}, "start a new run instead$"),
+    ],
+)
+def test_a_run_that_has_ended_says_what_is_left_to_do(
+    config: Config, summary: dict[str, Any], remedy: str
+):
+    run = create_run(config, "one")
+    write_summary(run.path, summary)
+    with pytest.raises(RunError, match=remedy):
+        resume_run(str(run.path))
