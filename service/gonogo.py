@@ -6,147 +6,15 @@ scheduler in a sweep. CE lines are fractions of ln C, so they mean the same for 
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import Any
+from dataclasses import dataclass, replace
 
+from service.causes import Cause
 from service.config import Config, PolicyConfig, SdmConfig
+from service.decisions import Action, Decision, Finding, PolicyState, Verdict
 from service.health import HealthReport
-
-
-class Verdict(StrEnum):
-    """WAIT: too early to say. GO: it learns. RAISE: GO, and the SDM weight rises a notch. HOLD: GO,
-    but the SDM weight may not rise. NO_GO: stop, the cause is named."""
-
-    WAIT = "WAIT"
-    GO = "GO"
-    HOLD = "HOLD"
-    RAISE = "RAISE"
-    NO_GO = "NO_GO"
-
-
-class Cause(StrEnum):
-    """Why a run does not learn, or may not go on as asked."""
-
-    NONE = "none"
-    HEAD_LR_TOO_SMALL = "head_lr_too_small"
-    HEAD_NOT_IN_OPTIMIZER = "head_not_in_optimizer"
-    NO_GRADIENT = "no_gradient"
-    CE_NOT_FALLING = "ce_not_falling"
-    TOO_SHORT = "run_too_short"
-    NOT_PAIRING = "sampler_not_pairing"
-    CE_REBOUND = "ce_rebound"
-    COLLAPSE = "collapse_after_go"
-
-
-WORDS: Mapping[Cause, tuple[str, str]] = {
-    Cause.NONE: ("", ""),
-    Cause.HEAD_LR_TOO_SMALL: (
-        "the head's learning rate is too small to move the head",
-        "set optim.head_lr to 1e-2 (3e-3 for random weights)",
-    ),
-    Cause.HEAD_NOT_IN_OPTIMIZER: (
-        "the head gets a gradient but never changes: it is not in the optimiser, or steps are "
-        "skipped",
-        "check that the head's parameters are trainable and in the group named head",
-    ),
-    Cause.NO_GRADIENT: (
-        "no gradient reaches the head",
-        "look for a detached feature, a no_grad context or a frozen classifier",
-    ),
-    Cause.CE_NOT_FALLING: (
-        "cross-entropy does not fall although the head moves: labels and rows may not belong "
-        "together",
-        "run `crossreid data inspect`, then overfit a few people to tell data from optimiser",
-    ),
-    Cause.TOO_SHORT: (
-        "cross-entropy falls, but the run ends before it reaches the Go line",
-        "raise train.max_steps or train.epochs",
-    ),
-    Cause.NOT_PAIRING: (
-        "too many rows have no positive in their batch",
-        "run `crossreid data inspect` and check sampler.on_unpairable",
-    ),
-    Cause.COLLAPSE: (
-        "cross-entropy came back to chance level after GO",
-        "find the step in journal.jsonl; lower loss.sdm.weights or the learning rates",
-    ),
-    Cause.CE_REBOUND: (
-        "cross-entropy came back up, so the SDM weight must not rise",
-        "wait; if it stays, lower loss.sdm.weights",
-    ),
-}
-"""What each cause means, and what to do about it."""
 
 TOP1_OVER_CHANCE = 5.0
 """Times 1/C from which a Top-1 is learning and not luck."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line on the wrong side of its bound, at `step`."""
-
-    line: str
-    observed: float
-    bound: float
-    step: int
-
-    def __str__(self) -> str:
-        return f"{self.line} is {self.observed:.4g}, bound {self.bound:.4g}, at step {self.step}"
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """What to change: `sdm_weight` to a value, or `stop`."""
-
-    name: str
-    value: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    step: int
-    verdict: Verdict
-    cause: Cause = Cause.NONE
-    findings: tuple[Finding, ...] = ()
-    actions: tuple[Action, ...] = ()
-    reason: str = ""
-    """Why nothing more was done, in words; empty when there is nothing to say."""
-
-    @property
-    def words(self) -> str:
-        return WORDS[self.cause][0]
-
-    @property
-    def remedy(self) -> str:
-        return WORDS[self.cause][1]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "words": self.words, "remedy": self.remedy}
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyState:
-    """All that `decide` remembers: bounded, and part of the train state."""
-
-    verdict: Verdict = Verdict.WAIT
-    cause: Cause = Cause.NONE
-    notch: int = 0
-    """SDM notches taken: 0 is off."""
-    notch_step: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PolicyState":
-        return cls(
-            verdict=Verdict(values["verdict"]),
-            cause=Cause(values["cause"]),
-            notch=values["notch"],
-            notch_step=values["notch_step"],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,29 +27,6 @@ class Rules:
     @classmethod
     def of(cls, config: Config) -> "Rules":
         return cls(config.policy, config.loss.sdm)
-
-
-@dataclass(frozen=True, slots=True)
-class Directive:
-    """What a running trial must do, sent from outside the loop.
-
-    number: rises with every directive of a trial, so repeating one changes nothing.
-    apply_at_step: first step that runs with it; 0 is at once. None leaves a value alone.
-    """
-
-    number: int
-    apply_at_step: int = 0
-    sdm_weight: float | None = None
-    head_lr: float | None = None
-    stop: bool = False
-    reason: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Directive":
-        return cls(**values)
 
 
 def decide(state: PolicyState, report: HealthReport, rules: Rules) -> tuple[PolicyState, Decision]:
@@ -253,16 +98,16 @@ def _against_go(r: HealthReport, p: PolicyConfig) -> tuple[Finding, ...]:
     if r.ce_fraction > p.go:
         wrong.append(_ce(r, p.go))
         if r.ce_fall < p.min_fall:
-            wrong.append(Finding("ce_fall", r.ce_fall, p.min_fall, r.step))
+            wrong.append(Finding("ce_fall", r.ce_fall, p.min_fall, r.step, r.step))
     rise = p.min_fall * math.log(r.num_classes) / r.window if r.ce_fraction <= p.learning else 0.0
     if r.ce_slope >= rise and r.ce_fraction > p.settled:
-        wrong.append(Finding("ce_slope", r.ce_slope, rise, r.step))
+        wrong.append(Finding("ce_slope", r.ce_slope, rise, r.step, r.step))
     if r.head_grad_norm < p.min_grad and r.ce_fraction > p.settled:
-        wrong.append(Finding("head_grad_norm", r.head_grad_norm, p.min_grad, r.step))
+        wrong.append(Finding("head_grad_norm", r.head_grad_norm, p.min_grad, r.step, r.step))
     if r.head_moved == 0.0:
-        wrong.append(Finding("head_moved", r.head_moved, 0.0, r.step))
+        wrong.append(Finding("head_moved", r.head_moved, 0.0, r.step, r.step))
     if wrong and r.head_growth < p.min_head_growth:
-        wrong.append(Finding("head_growth", r.head_growth, p.min_head_growth, r.step))
+        wrong.append(Finding("head_growth", r.head_growth, p.min_head_growth, r.step, r.step))
     return tuple(wrong)
 
 
@@ -310,8 +155,8 @@ def _notch(state: PolicyState, r: HealthReport, rules: Rules) -> tuple[PolicySta
 
 
 def _ce(r: HealthReport, bound: float) -> Finding:
-    return Finding("ce_fraction", r.ce_fraction, bound, r.step)
+    return Finding("ce_fraction", r.ce_fraction, bound, r.step, r.step)
 
 
 def _low_coverage(r: HealthReport, rules: Rules) -> Finding:
-    return Finding("pair_coverage", r.pair_coverage, rules.policy.coverage, r.step)
+    return Finding("pair_coverage", r.pair_coverage, rules.policy.coverage, r.step, r.step)

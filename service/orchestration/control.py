@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from service.gonogo import Directive
+from service.decisions import Directive
 from service.orchestration.cluster import NAMESPACE
 from service.telemetry.logs import LOGGER
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from service.config import Config
 from service.data.fitting import open_plan
-from service.gonogo import Directive
+from service.decisions import Directive
 from service.orchestration.control import News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
@@ -85,7 +85,7 @@ def _ports(run: Run, on_progress: OnProgress, stop: threading.Event) -> Ports:
         events.clear()
 
     def poll(applied: int) -> Directive | None:
-        return Directive(applied + 1, stop=True, reason="interrupted") if stop.is_set() else None
+        return Directive.to_stop(applied + 1, "interrupted") if stop.is_set() else None
 
     return Ports(poll=poll, progress=progress, event=events.append)
 

@@ -9,7 +9,7 @@ from typing import Any
 from ray.util.placement_group import PlacementGroup
 
 from service.config import PolicyConfig
-from service.gonogo import Decision
+from service.decisions import Decision
 from service.health import HealthReport
 from service.orchestration.control import ControlReader, News
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore

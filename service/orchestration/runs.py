@@ -21,8 +21,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from service.config import Config
+from service.decisions import Verdict
 from service.errors import ExitCode, RunError
-from service.gonogo import Verdict
 from service.settings import load_text, override
 from service.training.files import write_text
 from service.training.ports import Outcome

@@ -8,15 +8,16 @@ does not within `grace_s` is killed.
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from service.config import Config
+from service.decisions import Decision, Directive, PolicyState, Verdict
 from service.errors import RunError
-from service.gonogo import Decision, Directive, PolicyState, Rules, Verdict, decide
+from service.gonogo import Rules, decide
 from service.health import HealthReport
 from service.orchestration.space import with_sample
 
@@ -205,13 +206,9 @@ def _directive(decision: Decision, record: TrialRecord, applied: int) -> Directi
     if not decision.actions:
         return None
     last = max(applied, record.directive.number if record.directive else 0)
-    directive = Directive(number=last + 1, reason=decision.words or str(decision.verdict))
-    for action in decision.actions:
-        match action.name:
-            case "stop":
-                directive = replace(directive, stop=True)
-            case "sdm_weight" | "head_lr":
-                directive = replace(directive, **{action.name: action.value})
-            case _:
-                raise RunError(f"a trial cannot be asked for the action {action.name!r}")
-    return directive
+    return Directive(
+        number=last + 1,
+        actions=decision.actions,
+        reason=decision.words or str(decision.verdict),
+        verdict=str(decision.verdict),
+    )

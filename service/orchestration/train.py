@@ -23,8 +23,8 @@ from ray.train.torch import TorchTrainer
 
 from service.config import Config
 from service.data.fitting import open_plan
+from service.decisions import Directive
 from service.errors import ClusterError
-from service.gonogo import Directive
 from service.orchestration.background import Background
 from service.orchestration.cluster import connected, first_line, require
 from service.orchestration.control import ControlReader, start_control
@@ -207,7 +207,7 @@ def stop_trials(task: Background[Any], monitor: Monitor, reader: ControlReader) 
     while started and not task.wait(0) and time.monotonic() < until:
         for key in started:
             # Again at every look: a control plane that was lost meanwhile has forgotten it.
-            reader.put(key, Directive(0, stop=True, reason="interrupted"))
+            reader.put(key, Directive.to_stop(0, "interrupted"))
         task.wait(LOOK_S)
         monitor.look(reader)
 

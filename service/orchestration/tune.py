@@ -17,8 +17,8 @@ from ray.util.placement_group import remove_placement_group
 
 from service.config import Config
 from service.data.fitting import open_plan
+from service.decisions import Decision, Verdict
 from service.errors import CrossReidError, ExitCode, RunError
-from service.gonogo import Decision, Verdict
 from service.orchestration.background import Background
 from service.orchestration.cluster import connected, require
 from service.orchestration.control import ControlReader, start_control

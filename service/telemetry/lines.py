@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service.config import PolicyConfig
-from service.gonogo import Verdict
+from service.decisions import Verdict
 from service.health import HealthReport
 
 PREFIX = "reid_train_"

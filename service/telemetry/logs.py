@@ -43,10 +43,14 @@ def unpaired_line(step: int, rows: int, of: int) -> str:
 
 def directive_line(step: int, directive: Mapping[str, Any]) -> str:
     """A directive as applied; `directive` is `Directive.to_dict()`."""
-    values = {name: directive[name] for name in ("sdm_weight", "head_lr")}
-    asked = [f"{name}={value:g}" for name, value in values.items() if value is not None]
-    asked += ["stop"] * bool(directive["stop"])
-    return f"[control] step={step} {' '.join(asked)}: {directive['reason']}"
+    asked = " ".join(action_words(action) for action in directive["actions"])
+    return f"[control] step={step} {asked}: {directive['reason']}"
+
+
+def action_words(action: Mapping[str, Any]) -> str:
+    """An action as `name=value`, or its name alone where a value says nothing."""
+    has_value = action["name"] in ("sdm_weight", "head_lr", "ids_per_batch")
+    return f"{action['name']}={action['value']:g}" if has_value else action["name"]
 
 
 def top1_line(top1: float) -> str:
@@ -85,7 +89,7 @@ def decision_line(decision: Mapping[str, Any]) -> str:
     if decision.get("reason"):
         parts.append(decision["reason"])
     actions = [a for a in decision.get("actions", ()) if a["name"] != "stop"]
-    acts = [f"{action['name']}={action['value']:g}" for action in actions]
+    acts = [action_words(action) for action in actions]
     return ": ".join(parts) + (f" [{', '.join(acts)}]" if acts else "")
 
 

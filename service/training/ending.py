@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from service.causes import WORDS, Cause
+from service.decisions import Directive, PolicyState, Verdict
 from service.errors import ExitCode
-from service.gonogo import WORDS, Cause, Directive, PolicyState, Verdict
 from service.health import HealthReport
 from service.training.ports import Outcome
 

@@ -17,6 +17,7 @@ import torch
 from service.config import Config
 from service.data.layout import Batch
 from service.data.records import Records
+from service.decisions import Decision, Verdict
 from service.distributed import Distributed
 from service.errors import (
     CheckpointError,
@@ -26,7 +27,7 @@ from service.errors import (
     RunError,
 )
 from service.evaluation.evaluator import evaluate
-from service.gonogo import Decision, Rules, Verdict, decide
+from service.gonogo import Rules, decide
 from service.health import Gauges, HealthReport, StepSample
 from service.losses.objective import NUM_KINDS, LossTerms, SdmWeight, StepRows, objective
 from service.losses.pairs import Pairs

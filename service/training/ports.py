@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.gonogo import Directive
+from service.decisions import Directive
 
 
 def _ignore(*_: Any) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from service.gonogo import PolicyState
+from service.decisions import PolicyState
 from service.losses.objective import SdmWeight
 from service.training.optim import HeadSchedule
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from service.decisions import Directive
 from service.distributed import Distributed
 from service.errors import CrossReidError
-from service.gonogo import Directive
 from service.losses.objective import SdmWeight
 from service.training.journal import Event
 from service.training.parts import raise_together
@@ -81,8 +81,9 @@ class Steering:
 
     def _apply(self, directive: Directive, progress: Progress) -> None:
         progress.directive = directive.number
-        if directive.sdm_weight is not None:
-            progress.sdm = SdmWeight(directive.sdm_weight, directive.reason)
-        if directive.head_lr is not None:
-            progress.head = replace(progress.head, override=directive.head_lr)
+        for action in directive.actions:
+            if action.name == "sdm_weight":
+                progress.sdm = SdmWeight(action.value, directive.reason)
+            if action.name == "head_lr":
+                progress.head = replace(progress.head, override=action.value)
         self._emit({"event": "directive", "step": progress.step, "directive": directive.to_dict()})

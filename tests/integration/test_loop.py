@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from service.config import Config
+from service.decisions import Action, Directive
 from service.distributed import Distributed
 from service.errors import CheckpointError, DataError, ExitCode, NonFiniteError
-from service.gonogo import Directive
 from service.training import loop as loop_module
 from service.training import parts as parts_module
 from service.training.checkpoint import checkpoints, read_checkpoint, step_of
@@ -212,8 +212,8 @@ def sending(*directives: Directive) -> Callable[[int], Directive | None]:
 
 def test_directives_change_a_running_trial_and_are_applied_once(records: Path, tmp_path: Path):
     polls = sending(
-        Directive(1, apply_at_step=11, sdm_weight=0.25, reason="rescaled"),
-        Directive(2, apply_at_step=21, head_lr=5e-4),
+        Directive(1, 11, (Action("sdm_weight", 0.25),), "rescaled"),
+        Directive(2, 21, (Action("head_lr", 5e-4),)),
     )
     reports: list[dict[str, Any]] = []
     ports = Ports(report=reports.append, poll=polls, decides=False)
@@ -230,7 +230,7 @@ def test_directives_change_a_running_trial_and_are_applied_once(records: Path, t
 
 
 def test_a_stop_directive_ends_the_run_with_a_checkpoint(records: Path, tmp_path: Path):
-    ports = Ports(poll=sending(Directive(1, stop=True, reason="NO_GO")), decides=False)
+    ports = Ports(poll=sending(Directive.to_stop(1, "NO_GO")), decides=False)
     outcome = run(small_config(records), tmp_path, replace(ports, poll=_after(5, ports.poll)))
     assert (outcome.verdict, outcome.words) == ("STOPPED", "NO_GO")
     assert [step_of(p) for p in checkpoints(tmp_path)] == [outcome.summary["steps"]]
@@ -252,7 +252,7 @@ def test_a_run_stopped_at_any_step_and_continued_equals_the_straight_run(
 ):
     config = small_config(records, ["train.max_steps=40"])
     run(config, tmp_path / "straight", Ports(decides=False))
-    stop = Ports(poll=_after(13, sending(Directive(1, stop=True))), decides=False)
+    stop = Ports(poll=_after(13, sending(Directive.to_stop(1, ""))), decides=False)
     assert run(config, tmp_path / "stopped", stop).verdict == "STOPPED"
     assert state(tmp_path / "stopped")["progress"]["step"] == 13
     run(config, tmp_path / "stopped", Ports(decides=False))
@@ -268,7 +268,7 @@ def test_directives_given_after_the_checkpoint_are_replayed_where_they_were_appl
 ):
     overrides = ["train.max_steps=40", "train.checkpoint_every=10", "train.keep_checkpoints=99"]
     config = small_config(records, overrides)
-    polls = sending(Directive(1, apply_at_step=26, sdm_weight=0.25, reason="rescaled"))
+    polls = sending(Directive(1, 26, (Action("sdm_weight", 0.25),), "rescaled"))
     run(config, tmp_path / "straight", Ports(poll=polls, decides=False))
     resumed = tmp_path / "resumed"
     shutil.copytree(tmp_path / "straight", resumed)

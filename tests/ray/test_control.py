@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from service.config import PolicyConfig, TelemetryConfig
+from service.decisions import Action, Directive
 from service.errors import ClusterError
-from service.gonogo import Directive
 from service.orchestration.control import (
     ControlClient,
     ControlReader,
@@ -64,7 +64,7 @@ def test_a_directive_reaches_a_running_worker_in_a_fraction_of_a_second(record_p
     sent = {}
     for number in (1, 2, 3, 4):
         sent[number] = time.time()
-        reader.put("trial", Directive(number, sdm_weight=0.1 * number))
+        reader.put("trial", Directive(number, actions=(Action("sdm_weight", 0.1 * number),)))
         until(lambda number=number: reader.read()[0].applied == number)
     found = ray.get(task)
     delays = {number: came - sent[number] for number, came in found["came"]}
@@ -84,7 +84,7 @@ def test_a_killed_control_plane_comes_back_empty_and_works_on(record_property: A
     for _ in range(5):
         client.poll(0)
     record_property("seconds_of_five_polls_meanwhile", round(time.perf_counter() - begin, 4))
-    reader.put("trial", Directive(1, stop=True))
+    reader.put("trial", Directive.to_stop(1, ""))
     found: list[Directive] = []
     until(lambda: found.append(d) or True if (d := client.poll(0)) else False)
     assert found[0].stop

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import ray
 
+from service.decisions import Directive
 from service.errors import ExitCode
-from service.gonogo import Directive
 from service.orchestration.control import ControlReader
 from service.orchestration.progress import Update
 from service.orchestration.runs import read_summary
@@ -90,7 +90,7 @@ def test_the_stuck_trial_is_stopped_and_freed_while_the_healthy_one_is_steered(
     journal = read_journal(sweep.path / healthy.trial)
     assert {event["attempt"] for event in journal} == {1}
     applied = next(event for event in journal if event["event"] == "directive")
-    assert applied["directive"]["sdm_weight"] == 0.1
+    assert applied["directive"]["actions"] == [{"name": "sdm_weight", "value": 0.1}]
     later = [e["health"] for e in journal if e["event"] == "health" and e["step"] > applied["step"]]
     assert later[0]["sdm_weight"] == 0.1
     assert later[0]["sdm_rows"] > 0

@@ -9,15 +9,16 @@ import ray
 from ray.exceptions import ActorDiedError
 
 from service.config import PolicyConfig
-from service.gonogo import Decision, Directive, Verdict
+from service.decisions import Action, Decision, Directive, Verdict
 from service.orchestration.control import ControlClient, ControlReader, ControlState, News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import PlainProgress, Update
 from tests.reports import HEALTHY
 
 
-def directive(number: int, **values: Any) -> dict[str, Any]:
-    return Directive(number, **values).to_dict()
+def directive(number: int, sdm_weight: float | None = None, stop: bool = False) -> dict[str, Any]:
+    acts = (Action("sdm_weight", sdm_weight),) if sdm_weight is not None else ()
+    return Directive(number, 0, acts + (Action("stop"),) * stop).to_dict()
 
 
 def test_a_trial_gets_only_directives_above_the_one_it_applied():

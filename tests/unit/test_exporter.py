@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from service.config import PolicyConfig
-from service.gonogo import Verdict
+from service.decisions import Verdict
 from service.telemetry import exporter
 from service.telemetry.exporter import Exporter, Series, Server
 from service.telemetry.lines import LINES, PREFIX, TrialSeries

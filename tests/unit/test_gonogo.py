@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.causes import Cause
 from service.config import PolicyConfig, SdmConfig
-from service.gonogo import Cause, PolicyState, Rules, Verdict, decide
+from service.decisions import PolicyState, Verdict
+from service.gonogo import Rules, decide
 from service.health import Gauges, Health, HealthReport, StepSample
 from tests.reports import HEALTHY, LN_C
 from tests.reports import NUM_CLASSES as C

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from service.config import PolicyConfig
-from service.gonogo import Verdict
+from service.decisions import Verdict
 from service.health import HealthReport
 from service.telemetry.lines import (
     BY_NAME,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from service.gonogo import Action, Cause, Decision, Directive, Verdict
+from service.causes import Cause
+from service.decisions import Action, Decision, Directive, Verdict
 from service.telemetry import logs
 from tests.reports import HEALTHY, healthy
 
@@ -42,9 +43,11 @@ def test_a_decision_says_verdict_cause_and_action_in_one_line():
 
 
 def test_a_directive_says_what_it_changed():
-    line = logs.directive_line(40, Directive(1, sdm_weight=0.0, reason="collapse").to_dict())
+    line = logs.directive_line(
+        40, Directive(1, 0, (Action("sdm_weight", 0.0),), "collapse").to_dict()
+    )
     assert line == "[control] step=40 sdm_weight=0: collapse"
-    assert "stop" in logs.directive_line(40, Directive(2, stop=True).to_dict())
+    assert "stop" in logs.directive_line(40, Directive.to_stop(2, "").to_dict())
 
 
 def test_the_verdict_line_names_cause_and_remedy():

@@ -10,8 +10,8 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from service.config import Config, DataConfig
+from service.decisions import Action, Decision, Directive, Verdict
 from service.errors import RunError
-from service.gonogo import Decision, Directive, Verdict
 from service.health import HealthReport
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.settings import override
@@ -75,7 +75,7 @@ def test_a_healthy_trial_is_sent_nothing_until_its_sdm_weight_rises(sweep: Sweep
     sweep.report(healthy(200))
     assert sweep.sent == []
     sweep.report(healthy(1863))
-    assert sweep.sent[-1] == ("a", Directive(1, sdm_weight=0.1, reason="RAISE"))
+    assert sweep.sent[-1] == ("a", Directive(1, 0, (Action("sdm_weight", 0.1),), "RAISE", "RAISE"))
 
 
 def test_a_directive_is_repeated_until_its_echo_comes(sweep: Sweep):
@@ -162,7 +162,7 @@ def test_decisions_are_journalled_with_time_state_and_directive(sweep: Sweep, tm
     ]
     assert [line["decision"]["verdict"] for line in lines] == ["GO", "RAISE"]
     assert lines[0]["directive"] is None
-    assert lines[1]["directive"]["sdm_weight"] == 0.1
+    assert lines[1]["directive"]["actions"] == [{"name": "sdm_weight", "value": 0.1}]
     assert lines[1]["state"]["notch"] == 1
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from service.config import Config, DataConfig
+from service.decisions import Directive
 from service.errors import DataError
-from service.gonogo import Directive
 from service.orchestration.background import Background
 from service.orchestration.runs import Run
 from service.orchestration.tune import Row, _exit_code, _row, _Watch
