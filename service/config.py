@@ -188,11 +188,28 @@ class HeadLr(Section):
     lr: Rate
 
 
+class HeadProbe(Section):
+    """Start the head at `lr` and decide after some steps whether `to` is needed."""
+
+    lr: Rate = 5e-3
+    to: Rate = 1e-2
+    after: Positive = 100
+    """The step that decides: the rate rises when cross-entropy has not fallen by then."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> "HeadProbe":
+        if self.to <= self.lr:
+            raise ValueError(f"a probe raises the rate; found lr={self.lr}, to={self.to}")
+        return self
+
+
 class OptimConfig(Section):
     """AdamW with named groups. The head has no warm-up: the verdict's clock starts at step 1."""
 
     head_lr: tuple[HeadLr, ...] = (HeadLr(epoch=1, lr=1e-2), HeadLr(epoch=2, lr=3e-3))
     """A list of {epoch, lr}, or one number for the whole run."""
+    head_probe: HeadProbe | None = None
+    """Takes the place of the first entry of `head_lr`; {} gives the probe's defaults."""
     backbone_lr: Rate = 1e-5
     patch_lr: Rate = 5e-5
     """Patch embeddings."""
@@ -266,6 +283,36 @@ class PolicyConfig(Section):
     """Head gradient norm below which there is none."""
     min_head_growth: Annotated[float, Field(gt=1.0)] = 2.0
     """A healthy head grows at least this much from its start; less is a head that cannot move."""
+    collapse: Share = 0.985
+    """From here on cross-entropy counts as back at chance."""
+    rise: Share = 0.15
+    """A rise by this much above the run's best is more than SDM's switching on explains."""
+    rise_patience: Positive = 100
+    """Steps that such a rise has to turn before the SDM weight is taken back."""
+    collapse_patience: Positive = 300
+    """Steps at chance without SDM after which the run is paused."""
+    margin: Share = 0.01
+    """A line that was crossed counts as crossed until it is back by this much."""
+    max_unpaired: Share = 0.3
+    """Share of rows without a positive above which pairing is broken."""
+    unpaired_windows: Positive = 3
+    """Windows in a row above it before P is lowered, and again before the run is paused."""
+    max_sdm_share: Share = 0.9
+    """SDM's part of the gradient above which it crowds cross-entropy out."""
+    norm_tolerance: Share = 0.25
+    """How far the feature length may be from what the config implies, as a share of it."""
+    max_head_growth: Annotated[float, Field(gt=1.0)] = 3.0
+    """Growth of the head's weights after the epoch of GO (and `final_look`) that cuts its rate."""
+    head_cuts: tuple[Rate, ...] = (3e-3, 1e-3)
+    """What the head's rate is cut to, one after the other, at least a notch's gap apart."""
+    max_swing: Share = 0.15
+    """Largest climb of cross-entropy inside a window that is not a large fluctuation."""
+    max_data_wait: Share = 0.5
+    """Share of the step time spent waiting for data that starves a run."""
+    min_throughput: Share = 0.6
+    """Images a second over the run's own past, below which it has fallen."""
+    memorised: Share = 0.995
+    """Training Top-1 in the first half of a run that means that it is known by heart."""
 
     @model_validator(mode="after")
     def _lines_and_looks_are_ordered(self) -> "PolicyConfig":
@@ -274,9 +321,18 @@ class PolicyConfig(Section):
             raise ValueError(
                 f"first_look <= no_go_from <= final_look <= undecided_until; found {looks}"
             )
-        lines = (self.settled, self.learning, self.go, self.hold)
-        if not self.settled < self.learning < self.go < self.hold < 1.0:
-            raise ValueError(f"settled < learning < go < hold < 1 must hold; found {lines}")
+        lines = (self.settled, self.learning, self.go, self.hold, self.collapse)
+        if list(lines) != sorted(set(lines)) or self.collapse >= 1.0:
+            raise ValueError(
+                f"settled < learning < go < hold < collapse < 1 must hold; found {lines}"
+            )
+        if self.max_unpaired < 1.0 - self.coverage:
+            raise ValueError(
+                f"max_unpaired={self.max_unpaired} is stricter than coverage={self.coverage}, "
+                "which warns before it; let max_unpaired be at least 1 - coverage"
+            )
+        if list(self.head_cuts) != sorted(self.head_cuts, reverse=True):
+            raise ValueError(f"head_cuts must fall; found {self.head_cuts}")
         return self
 
 
@@ -325,8 +381,25 @@ class Distribution(Section):
             raise ValueError(f"give one of grid, choice, uniform, loguniform; found {kinds}")
         return self
 
+    @model_validator(mode="after")
+    def _holds_values(self) -> "Distribution":
+        if self.grid == () or self.choice == ():
+            raise ValueError("an empty list has nothing to try; give at least one value")
+        for low, high in (ends for ends in (self.uniform, self.loguniform) if ends is not None):
+            if not low < high:
+                raise ValueError(f"a range goes from its low to its high end; found {low}, {high}")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError(f"loguniform needs a low end above 0; found {self.loguniform[0]}")
+        return self
+
 
 class TuneConfig(Section):
+    """The sweep: what is searched, how, and who else may stop a trial.
+
+    Go/No-Go always judges. The base scheduler may stop trials that it has found to learn but that
+    fall behind the others; it counts time in training steps.
+    """
+
     space: dict[str, Distribution] = {}
     """Dotted setting name to its distribution."""
     samples: Positive = 1
@@ -334,6 +407,24 @@ class TuneConfig(Section):
     max_concurrent: Positive = 1
     grace_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds a trial has to stop by itself before it is killed."""
+    search: Literal["random", "optuna"] = "random"
+    """Where samples come from: `random` draws them by run.seed; `optuna` learns from the trials
+    before (TPE) and knows no grid."""
+    metric: Literal["ce", "ce_fraction", "top1", "pair_coverage"] = "ce_fraction"
+    """The health line by which the search and the base scheduler compare trials; of CE less is
+    better, of the others more."""
+    base: Literal["fifo", "asha", "median"] = "fifo"
+    """Stops trials that fall behind: `fifo` none, `asha` all but the best share at each rung,
+    `median` those worse than the median of the others."""
+    base_grace_steps: Positive = 200
+    """Steps before which the base stops no trial; the first rung of asha."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 4.0
+    """asha: of so many trials at a rung one goes on; rungs are as many times apart."""
+    min_trials: Positive = 3
+    """median: other trials that must have come as far before one is stopped."""
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb", "csv", "json"], ...] = ()
+    """Ray Tune's own loggers that also write every report down, in the sweep's `tune/` folder or
+    where MLFLOW_TRACKING_URI and the WANDB_ variables say."""
 
 
 class Config(Section):

@@ -115,8 +115,8 @@ class PolicyState:
     highest notch that may still be tried, None for all. best: lowest ce_fraction since GO.
     head_limit: head norm at which the head's rate is cut, None until it is known; head_cuts,
     head_cut_step: cuts so far. ids_per_batch: P that was asked for, None for the config's;
-    ids_step: when. probed: the head's probe has been decided. since: line to the step at which it
-    went to the wrong side of its bound.
+    ids_step: when that was, or, once ids_applied, when it was first seen in force. probed: the
+    head's probe has been decided. since: bound to the step at which it was crossed.
     """
 
     verdict: Verdict = Verdict.WAIT
@@ -132,6 +132,7 @@ class PolicyState:
     head_cut_step: int = 0
     ids_per_batch: int | None = None
     ids_step: int = 0
+    ids_applied: bool = False
     probed: bool = False
     since: Mapping[str, int] = field(default_factory=dict[str, int])
 

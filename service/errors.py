@@ -3,8 +3,11 @@
     CrossReidError
     ├── ConfigError        a setting is unknown, missing or out of range
     ├── DataError          a file, record, label or caption is not what it must be
+    │   ├── LabelRangeError    a label lies outside [0, number of classes)
+    │   └── LabelGapError      a class number has no rows
     ├── SamplerError       the identities cannot fill the batches that were asked for
     ├── ModelError         a backbone, weight file or parameter group does not fit
+    │   └── FrozenLayerError   a layer with random weights would never learn
     ├── RunError           a run name is taken, unknown, or belongs to another config
     ├── CheckpointError    a checkpoint is incomplete, damaged or of another schema
     ├── ClusterError       the cluster is too small, unreachable or refuses the token
@@ -15,6 +18,8 @@ message, so that errors pickle across processes.
 """
 
 from enum import IntEnum
+
+from service.causes import Cause
 
 
 class ExitCode(IntEnum):
@@ -32,6 +37,8 @@ class CrossReidError(Exception):
     """A mistake or condition that the user can act on; shown as one message without a traceback."""
 
     exit_code = ExitCode.USER_ERROR
+    cause = Cause.NONE
+    """The named cause, where `crossreid explain` has a page on it."""
 
 
 class ConfigError(CrossReidError):
@@ -42,12 +49,30 @@ class DataError(CrossReidError):
     """A data set, record, label or caption is not what it must be."""
 
 
+class LabelRangeError(DataError):
+    """A label lies outside [0, number of classes)."""
+
+    cause = Cause.LABELS_OUT_OF_RANGE
+
+
+class LabelGapError(DataError):
+    """A class number has no rows, so the number of classes is wrong."""
+
+    cause = Cause.LABELS_GAPPED
+
+
 class SamplerError(CrossReidError):
     """The identities cannot fill the PK batches that were asked for."""
 
 
 class ModelError(CrossReidError):
     """A backbone, weight file, freeze pattern or parameter group does not fit the model."""
+
+
+class FrozenLayerError(ModelError):
+    """A layer with random weights is frozen, so it would stay random."""
+
+    cause = Cause.FROZEN_RANDOM_LAYER
 
 
 class RunError(CrossReidError):
@@ -66,3 +91,4 @@ class NonFiniteError(CrossReidError):
     """A loss or gradient became NaN or infinite; the parameters were not updated with it."""
 
     exit_code = ExitCode.NON_FINITE
+    cause = Cause.NON_FINITE

@@ -26,7 +26,11 @@ def open_plan(config: Config, world: int) -> tuple[Records, PKPlan]:
         )
     if config.eval.after_training:
         Records.open(config.data.records, "test")
-    index = IdentityIndex.build(records.class_index, records.modality, records.num_classes)
-    plan = PKPlan(index, config.sampler, config.run.seed)
+    plan = PKPlan(index_of(records), config.sampler, config.run.seed)
     plan.check_world(world)
     return records, plan
+
+
+def index_of(records: Records) -> IdentityIndex:
+    """The index of a split's records."""
+    return IdentityIndex.build(records.class_index, records.modality, records.num_classes)

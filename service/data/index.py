@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import DataError
+from service.errors import DataError, LabelGapError, LabelRangeError
 from service.modality import Modality
 
 NUM_MODALITIES = len(Modality)
@@ -33,8 +33,8 @@ class IdentityIndex:
         """The index of N records: their classes, each in [0, num_classes), and modalities.
 
         Raises:
-            DataError: columns of unequal length, no records, a class or modality out of range,
-                or a class without a record.
+            DataError: columns of unequal length, no records, a class (LabelRangeError) or modality
+            out of range, or a class without a record (LabelGapError).
         """
         _check_columns(class_index, modality, num_classes)
         slot = class_index.astype(np.int64)
@@ -103,16 +103,18 @@ def _check_columns(
         )
     if len(class_index) >= 2**31 or num_classes >= 2**31 // NUM_MODALITIES:
         raise DataError(f"{len(class_index)} records of {num_classes} classes; expected below 2^31")
-    _check_range("class index", class_index, num_classes)
-    _check_range("modality", modality, NUM_MODALITIES)
+    _check_range("class index", class_index, num_classes, LabelRangeError)
+    _check_range("modality", modality, NUM_MODALITIES, DataError)
 
 
-def _check_range(name: str, values: NDArray[np.integer], limit: int) -> None:
+def _check_range(
+    name: str, values: NDArray[np.integer], limit: int, error: type[DataError]
+) -> None:
     low, high = int(values.min()), int(values.max())
     if low >= 0 and high < limit:
         return
     bad = np.flatnonzero((values < 0) | (values >= limit))
-    raise DataError(
+    raise error(
         f"{name} must be in [0, {limit}); found [{low}, {high}], wrong in {len(bad)} records, "
         f"first in row {bad[0]}; a gapped or foreign label map does this: ingest the data again"
     )
@@ -121,7 +123,7 @@ def _check_range(name: str, values: NDArray[np.integer], limit: int) -> None:
 def _check_no_empty_class(counts: NDArray[np.integer]) -> None:
     empty = np.flatnonzero(counts.sum(axis=1) == 0)
     if len(empty):
-        raise DataError(
+        raise LabelGapError(
             f"{len(empty)} of {len(counts)} classes have no record: {named(empty)}; class "
             "indices must run without gaps: ingest the data again"
         )

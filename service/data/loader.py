@@ -22,7 +22,7 @@ from service.data.records import Records
 from service.data.sampler import PlanBatch, id_slice
 from service.data.shares import Share, fused_members, lay_out, take_share
 from service.data.threads import in_order
-from service.errors import DataError
+from service.errors import DataError, LabelRangeError
 from service.modality import IMAGE_MODALITIES, Modality
 
 
@@ -167,7 +167,7 @@ def _check_labels(records: Records, plan: PlanBatch, epoch: int, step: int) -> N
     low, high = int(plan.class_index.min()), int(plan.class_index.max())
     num_classes = records.num_classes
     if low < 0 or high >= num_classes:
-        raise DataError(
+        raise LabelRangeError(
             f"{at}: class indices {low}..{high}, but {num_classes} classes need 0 to "
             f"{num_classes - 1}; the plan was not made from these records"
         )

@@ -31,6 +31,7 @@ LINES = (
     "sdm_queries_chance",
     "sdm_vis_chance",
     "sdm_rows",
+    "sdm_positives",
     *(f"ce_{kind}" for kind in range(NUM_KINDS)),
 )
 """Columns of `LossTerms.sums`."""
@@ -92,12 +93,14 @@ class StepRows:
 class LossTerms:
     """What a rank's loss was made of.
 
-    total: scalar with gradient; averaged over ranks it is the global loss. sums: float [len(LINES)]
-    of this rank, without gradient; sdm_* are 0 while SDM is off. sdm_weight: as applied, so 0 when
-    no row entered SDM whatever was scheduled.
+    total: scalar with gradient; averaged over ranks it is the global loss. sdm: SDM's part of it,
+    with gradient, None when SDM was not computed. sums: float [len(LINES)] of this rank, without
+    gradient; sdm_* are 0 while SDM is off. sdm_weight: as applied, so 0 when no row entered SDM
+    whatever was scheduled.
     """
 
     total: Tensor
+    sdm: Tensor | None
     sums: Tensor
     pairs: Pairs
     sdm_weight: float
@@ -132,15 +135,36 @@ def objective(
         (logits[:single].argmax(dim=1) == step.labels[:single]).sum(),
         after_neck[:single].norm(dim=1).sum(),
     ]
-    applied = 0.0
-    sdm_sums = [torch.zeros((), device=rows.device)] * 5
+    applied, weighted = 0.0, None
+    sdm_sums = [torch.zeros((), device=rows.device)] * 6
     if weight.active and pairs.valid_queries + pairs.valid_vis > 0:
         sdm, sdm_sums = _sdm(rows, gathered, step, pairs, memory, config, world)
-        total = total + weight.weight * sdm
-        applied = weight.weight
+        applied, weighted = weight.weight, weight.weight * sdm
+        total = total + weighted
     by_kind = [part.sum() for part in ce.split(step.kind_counts)]
     stacked = torch.stack([v.detach().to(torch.float64) for v in (*sums, *sdm_sums, *by_kind)])
-    return LossTerms(total, stacked, pairs, applied)
+    return LossTerms(total, weighted, stacked, pairs, applied)
+
+
+def sdm_gradient_share(terms: LossTerms, rows: Tensor) -> Tensor:
+    """SDM's part of the gradient at `rows`, as squared lengths [CE, SDM] of this rank's part.
+
+    Call it before backward; it keeps the graph. Under DDP the gradient passes a collective gather,
+    so every rank must call it in the same step. Zeros when SDM is off or reaches no row.
+    """
+    if terms.sdm is None or not rows.requires_grad:
+        return torch.zeros(2, dtype=torch.float64, device=rows.device)
+    parts = (terms.total - terms.sdm, terms.sdm)
+    grads = [_gradient(part, rows) for part in parts]
+    lengths = [rows.new_zeros(()) if g is None else g.square().sum() for g in grads]
+    return torch.stack(lengths).to(torch.float64)
+
+
+def _gradient(part: Tensor, rows: Tensor) -> Tensor | None:
+    """The gradient of `part` at `rows`, None when `part` does not depend on them."""
+    if not part.requires_grad:
+        return None
+    return torch.autograd.grad(part, rows, retain_graph=True, allow_unused=True)[0]
 
 
 def sdm_value(queries: float, vis: float, pairs: Pairs, form: Literal["ce", "kl"]) -> float:
@@ -199,5 +223,6 @@ def _sdm(
         (chance(form, columns, queries_pos) * queries_ok).sum(),
         (chance(form, len(step.queries), vis_pos) * vis_ok).sum(),
         queries_ok.sum() + vis_ok.sum(),
+        (queries_pos * queries_ok).sum() + (vis_pos * vis_ok).sum(),
     ]
     return value * form.direction_weight * world, sums

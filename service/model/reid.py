@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from service.config import ModelConfig
 from service.data.transforms import normalise
-from service.errors import ModelError
+from service.errors import FrozenLayerError, ModelError
 from service.modality import IMAGE_MODALITIES, Modality
 from service.model.backbone import build_backbone
 from service.model.fusion import fuse_all, fuse_rows
@@ -139,7 +139,7 @@ def _freeze(model: CrossReID, config: ModelConfig) -> None:
             )
         loaded = config.backbone.pretrained or config.backbone.name.startswith("local-dir:")
         if not loaded or not name.startswith("backbone"):
-            raise ModelError(
+            raise FrozenLayerError(
                 f"model.freeze names {name!r}, whose weights are random and would stay so"
             )
         modules[name].requires_grad_(False)

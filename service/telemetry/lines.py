@@ -82,6 +82,12 @@ LINES: tuple[Line, ...] = (
         "Trend over the window; negative is learning",
         field="ce_slope",
     ),
+    Line(
+        "cross_entropy_swing_ratio",
+        "gauge",
+        "Largest climb inside the window, over ln(C)",
+        field="ce_swing",
+    ),
     Line("top1_accuracy_ratio", "gauge", "Training top-1, window mean", field="top1"),
     Line("sdm_loss_nats", "gauge", "SDM loss, 0 while off", field="sdm"),
     Line("sdm_chance_nats", "gauge", "SDM loss of uniform similarities", field="sdm_chance"),
@@ -93,14 +99,51 @@ LINES: tuple[Line, ...] = (
         field="sdm_scheduled",
     ),
     Line("sdm_rows_used", "gauge", "Rows that entered SDM in the last step", field="sdm_rows"),
+    Line("sdm_positives_per_row", "gauge", "Mean positives of such a row", field="sdm_positives"),
+    Line(
+        "sdm_scheduled_steps",
+        "gauge",
+        "Steps of the window for which a weight was scheduled",
+        field="sdm_scheduled_steps",
+    ),
+    Line(
+        "sdm_applied_ratio",
+        "gauge",
+        "Share of them in which the loss applied one",
+        field="sdm_applied_share",
+    ),
+    Line(
+        "sdm_gradient_ratio",
+        "gauge",
+        "SDM's part of the gradient at the features",
+        field="sdm_gradient_share",
+    ),
     Line("classifier_weight_norm", "gauge", "L2 norm of the head", field="head_norm"),
     Line("classifier_growth_ratio", "gauge", "Head norm over its start", field="head_growth"),
+    Line(
+        "classifier_window_growth_ratio",
+        "gauge",
+        "Head norm over that of one window ago",
+        field="head_window_growth",
+    ),
     Line("classifier_grad_norm", "gauge", "L2 norm of the head's gradient", field="head_grad_norm"),
     Line(
         "classifier_moved_ratio",
         "gauge",
         "Change of the head in one step over its norm",
         field="head_moved",
+    ),
+    Line(
+        "backbone_grad_norm",
+        "gauge",
+        "L2 norm of the gradient of backbone and patch embeddings; absent when they are frozen",
+        field="body_grad_norm",
+    ),
+    Line(
+        "body_moved_ratio",
+        "gauge",
+        "Largest change in one step of a sample of every other group, over its norm",
+        field="body_moved",
     ),
     Line("classifier_learning_rate", "gauge", "Head learning rate in force", field="head_lr"),
     Line("bn_feature_norm", "gauge", "Mean feature length after the neck", field="feature_norm"),
@@ -118,7 +161,14 @@ LINES: tuple[Line, ...] = (
         "1 while all ranks hold the same memory",
         field="memory_equal",
     ),
+    Line("ids_per_batch", "gauge", "Identities in a batch (P)", field="ids_per_batch"),
     Line("images_per_second", "gauge", "Rows trained per second", field="images_per_second"),
+    Line(
+        "throughput_ratio",
+        "gauge",
+        "Rows trained per second over the median of the run's earlier reports",
+        field="throughput_ratio",
+    ),
     Line(
         "data_wait_ratio",
         "gauge",
@@ -146,6 +196,17 @@ GATES = (
     "coverage",
     "min_grad",
     "min_head_growth",
+    "collapse",
+    "rise",
+    "margin",
+    "max_unpaired",
+    "max_sdm_share",
+    "norm_tolerance",
+    "max_head_growth",
+    "max_swing",
+    "max_data_wait",
+    "min_throughput",
+    "memorised",
 )
 """Settings of the policy that are limits."""
 
@@ -154,10 +215,9 @@ _STATES = {"WAIT": 0, "GO": 1, "HOLD": 1, "RAISE": 1, "ROLLBACK": 1, "NO_GO": 2,
 
 
 def health_values(report: HealthReport) -> Values:
-    """Every line that shows a health line."""
-    values: Values = {
-        line.name: {(): float(getattr(report, line.field))} for line in LINES if line.field
-    }
+    """Every line that shows a health line which the run has."""
+    found = {line.name: getattr(report, line.field) for line in LINES if line.field}
+    values: Values = {name: {(): float(v)} for name, v in found.items() if v is not None}
     values["cross_entropy_by_kind_nats"] = {
         (kind,): float(ce) for kind, ce in report.ce_by_kind.items()
     }

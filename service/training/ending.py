@@ -20,15 +20,19 @@ def ending(policy: PolicyState, stopped: Directive | None, facts: dict[str, Any]
     if stopped is not None:
         return _outcome(STOPPED, Cause.NONE, stopped.reason, "", ExitCode.OK, facts)
     words, remedy = WORDS[policy.cause]
-    code = ExitCode.NO_GO if policy.verdict is Verdict.NO_GO else ExitCode.OK
+    code = _EXIT_CODES.get(policy.verdict, ExitCode.OK)
     return _outcome(policy.verdict, policy.cause, words, remedy, code, facts)
+
+
+_EXIT_CODES = {Verdict.NO_GO: ExitCode.NO_GO, Verdict.PAUSE: ExitCode.PAUSED}
 
 
 def health_facts(report: HealthReport | None) -> dict[str, Any]:
     """The health lines of a summary, at the last report."""
     if report is None:
-        return {}
+        return {"memory_hash_equal": True}
     return {
+        "memory_hash_equal": report.memory_equal,
         "ce": report.ce,
         "ce_fraction": report.ce_fraction,
         "top1": report.top1,

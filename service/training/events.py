@@ -2,7 +2,8 @@
 
 from service.config import Config
 from service.data.layout import Batch
-from service.health import StepSample
+from service.errors import CrossReidError
+from service.health import HealthReport, StepSample
 from service.losses.pairs import Pairs
 from service.training.journal import Event
 from service.training.parts import Parts
@@ -22,6 +23,16 @@ def start(config: Config, parts: Parts, progress: Progress, world_size: int) -> 
         "plan": parts.plan.stats.text(),
         "trainable": {name: len(p) for name, p in parts.model.parameter_groups().items()},
         "schedule": parts.schedule.preview(num_classes),
+    }
+
+
+def error(found: CrossReidError) -> Event:
+    """What ended the run at once, with its named cause where it has one."""
+    return {
+        "event": "error",
+        "kind": type(found).__name__,
+        "cause": str(found.cause),
+        "message": str(found),
     }
 
 
@@ -48,6 +59,19 @@ def steps(samples: list[StepSample]) -> Event:
         "top1": sum(s.top1 for s in samples) / n,
         "sdm": sum(s.sdm for s in samples) / n,
         "seconds": sum(s.seconds for s in samples) / n,
+    }
+
+
+def progress_line(report: HealthReport | None, judged: Progress | None) -> Event:
+    """What a line of progress shows; `judged` gives its verdict where the loop itself decides."""
+    if report is None:
+        return {}
+    verdict = {"verdict": str(judged.policy.verdict)} if judged is not None else {}
+    return verdict | {
+        "ce_fraction": report.ce_fraction,
+        "top1": report.top1,
+        "sdm_weight": report.sdm_weight,
+        "images_per_second": report.images_per_second,
     }
 
 

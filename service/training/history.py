@@ -13,11 +13,13 @@ from service.training.state import Progress
 
 class Past(NamedTuple):
     """checkpoint: the newest complete one. directives: journal lines of those applied so far.
-    journal: open for the attempt that begins now, on rank 0 only."""
+    journal: open for the attempt that begins now, on rank 0 only. was_told: the last attempt came
+    to its end and told its user, who continues it on purpose."""
 
     checkpoint: Path | None
     directives: list[Event]
     journal: Journal | None
+    was_told: bool
 
 
 def look_back(run_dir: Path, rank: int) -> Past:
@@ -27,7 +29,7 @@ def look_back(run_dir: Path, rank: int) -> Past:
         CheckpointError: if the folder cannot be read or written.
     """
     if rank != 0:
-        return Past(None, [], None)
+        return Past(None, [], None, False)
     try:
         events = read_journal(run_dir)
         journal = Journal(run_dir, last_attempt(events) + 1)
@@ -35,7 +37,9 @@ def look_back(run_dir: Path, rank: int) -> Past:
     except OSError as error:
         raise unwritable(error) from error
     given = [event for event in events if event["event"] == "directive"]
-    return Past(found[-1] if found else None, given, journal)
+    last = last_attempt(events)
+    was_told = any(event["event"] == "end" and event["attempt"] == last for event in events)
+    return Past(found[-1] if found else None, given, journal, was_told)
 
 
 def unwritable(error: OSError) -> CheckpointError:

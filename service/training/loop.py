@@ -9,12 +9,15 @@ record, a directive) is agreed by all ranks before anybody acts on it.
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from service.bounds import Rules
 from service.config import Config
+from service.data.audit import audit
 from service.data.layout import Batch
 from service.data.records import Records
 from service.decisions import Decision, Verdict
@@ -24,30 +27,34 @@ from service.errors import (
     CrossReidError,
     DataError,
     NonFiniteError,
-    RunError,
 )
 from service.evaluation.evaluator import evaluate
-from service.gonogo import Rules, decide
-from service.health import Gauges, HealthReport, StepSample
+from service.gonogo import decide, resumed
+from service.health import HealthReport, StepSample
 from service.losses.objective import NUM_KINDS, LossTerms, SdmWeight, StepRows, objective
 from service.losses.pairs import Pairs
 from service.modality import Modality
+from service.model.reid import Embeddings
 from service.training import events
+from service.training.acts import act
 from service.training.checkpoint import CheckpointWriter, read_checkpoint
 from service.training.ending import ending, health_facts
 from service.training.files import write_text
+from service.training.gauges import Before, read_before, read_gauges, read_share
 from service.training.history import look_back, pack, unpack, unwritable
 from service.training.journal import Event, Journal
 from service.training.meters import StepMeter
-from service.training.optim import LaggedFlag, guard, learning_rates, set_rates
+from service.training.optim import HeadSchedule, LaggedFlag, guard, learning_rates, set_rates
 from service.training.parts import (
     build_parts,
     raise_together,
     step_seed,
     to_inputs,
     together,
+    with_ids,
 )
 from service.training.ports import Outcome, Ports
+from service.training.schedule import Schedule
 from service.training.state import Progress
 from service.training.steering import Steering
 
@@ -65,7 +72,7 @@ def train(config: Config, run_dir: Path, world: Distributed, ports: Ports) -> Ou
     try:
         return trainer.run()
     except CrossReidError as error:
-        trainer.emit({"event": "error", "kind": type(error).__name__, "message": str(error)})
+        trainer.emit(events.error(error))
         raise
     finally:
         trainer.close()
@@ -77,7 +84,6 @@ class Trainer:
     def __init__(self, config: Config, run_dir: Path, world: Distributed, ports: Ports) -> None:
         self.config, self.run_dir, self.world, self.ports = config, run_dir, world, ports
         self.parts = build_parts(config, world)
-        self.schedule = self.parts.schedule
         self.rules = Rules.of(config)
         self.flag = LaggedFlag(world.device)
         self.meter = StepMeter(config.loss.sdm.form)
@@ -87,8 +93,10 @@ class Trainer:
             keep=config.train.keep_checkpoints,
             written=lambda step: self.emit({"event": "checkpoint", "step": step}),
         )
-        self.progress = Progress(sdm=SdmWeight.at_start(config.loss.sdm))
-        self.steering = Steering(world, ports.poll, self.emit)
+        self.progress = Progress(
+            sdm=SdmWeight.at_start(config.loss.sdm), head=HeadSchedule.at_start(config.optim)
+        )
+        self.steering = Steering(world, ports.poll, self.emit, self.parts.memory)
         self.newest: HealthReport | None = None
         self.decision: Decision | None = None
         self.saved_step = 0
@@ -141,11 +149,17 @@ class Trainer:
         """
         past = together(self.world, lambda: look_back(self.run_dir, self.world.rank))
         self.journal = past.journal
-        newest, given = self.world.broadcast_object((past.checkpoint, past.directives))
+        newest, given, was_told = self.world.broadcast_object(
+            (past.checkpoint, past.directives, past.was_told)
+        )
         if newest is not None:
             made_with = self._made_with
             state = together(self.world, lambda: read_checkpoint(newest, made_with=made_with))
             self.progress, self.newest = unpack(self.parts, state)
+            for after_step, ids in self.progress.ids:
+                self.parts = with_ids(self.parts, self.config, self.world, ids, after_step)
+            if was_told:
+                self.progress.policy = resumed(self.progress.policy, self.progress.step)
             self.saved_step = self.progress.step
         self.steering.replay(given, after_step=self.progress.step)
 
@@ -153,12 +167,13 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
         """Batches from the next step on, each agreed on by all ranks, with the seconds that it was
-        waited for; ends with the run, a NO_GO or a stop."""
+        waited for; ends with the run, a verdict that ends it, or a stop."""
         while not self._is_over():
+            begun = self.schedule.step_in_epoch(self.progress.step + 1) - 1
+            if not begun:
+                self._change_ids()
             epoch = self.schedule.epoch(self.progress.step + 1)
-            batches = self.parts.loader.epoch(
-                epoch, self.progress.step % self.schedule.steps_per_epoch
-            )
+            batches = self.parts.loader.epoch(epoch, begun)
             self.emit(events.epoch(self.config, self.progress, epoch))
             try:
                 while not self._is_over() and self.schedule.epoch(self.progress.step + 1) == epoch:
@@ -172,22 +187,32 @@ class Trainer:
             finally:
                 batches.close()
 
+    def _change_ids(self) -> None:
+        """Between two epochs: takes over a P that was asked for."""
+        if self.progress.next_ids is None:
+            return
+        step, ids = self.progress.step, self.progress.next_ids
+        self.parts = with_ids(self.parts, self.config, self.world, ids, step)
+        self.progress.ids.append((step, ids))
+        self.progress.next_ids = None
+        self.emit({"event": "plan", "step": step, "plan": self.parts.plan.stats.text()})
+
     def _is_over(self) -> bool:
         return (
             self.progress.step >= self.schedule.total
             or self.steering.stopped is not None
-            or self._no_go
+            or self.progress.policy.verdict.ends
         )
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.parts.schedule
 
     @property
     def _made_with(self) -> dict[str, str]:
         """What a continued run must share with its checkpoints."""
         records = self.parts.records.fingerprint
         return {"config": self.config.fingerprint(), "records": records}
-
-    @property
-    def _no_go(self) -> bool:
-        return self.progress.policy.verdict is Verdict.NO_GO
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -198,9 +223,11 @@ class Trainer:
         set_rates(optimizer, rates)
         torch.manual_seed(step_seed(config.run.seed, step, self.world.rank))
 
-        terms, vis = self._forward(batch)
+        terms, out, vis = self._forward(batch)
+        is_report = self.schedule.is_report(step)
+        share = read_share(terms, out.rows, self.world) if is_report else 0.0
         terms.total.backward()
-        head = self._head() if self.schedule.is_report(step) else None
+        before = read_before(parts.model, share) if is_report else None
         guard(optimizer, config.optim.clip_norm)
         self.flag.push(optimizer.found_inf)  # type: ignore[attr-defined]  # see build_optimizer
         optimizer.step()
@@ -214,13 +241,20 @@ class Trainer:
         counts = np.bincount(batch.layout.kind, minlength=NUM_KINDS).tolist()
         now = time.perf_counter()
         seconds, self.stepped_at = now - self.stepped_at, now
-        self.meter.add(step, terms, tuple(counts), seconds=seconds, data_wait_s=waited_s)
+        self.meter.add(
+            step,
+            terms,
+            tuple(counts),
+            scheduled=self.progress.sdm.weight,
+            seconds=seconds,
+            data_wait_s=waited_s,
+        )
         if terms.pairs.unpaired:
             self.emit(events.unpaired(self.config, batch, terms.pairs, step))
-        self._after_step(step, terms, head)
+        self._after_step(step, before)
 
-    def _forward(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
-        """The loss terms, and the global VIS rows for the memory."""
+    def _forward(self, batch: Batch) -> tuple[LossTerms, Embeddings, torch.Tensor]:
+        """The loss terms, what they were made of, and the global VIS rows for the memory."""
         config, parts, device = self.config, self.parts, self.world.device
         kept = parts.memory.held_classes().numpy() if parts.memory else np.empty(0, np.int64)
         rows = StepRows.of(batch.layout, device)
@@ -239,13 +273,7 @@ class Trainer:
             config=config.loss,
             world=self.world.world,
         )
-        return terms, out.gathered.detach().index_select(0, rows.vis)
-
-    def _head(self) -> tuple[torch.Tensor, float]:
-        """The head's weights before the optimiser's step, and the norm of their gradient."""
-        weight = self.parts.model.classifier.weight
-        grad = 0.0 if weight.grad is None else float(weight.grad.float().norm())
-        return weight.detach().clone(), grad
+        return terms, out, out.gathered.detach().index_select(0, rows.vis)
 
     def _check_finite(self, raised: bool) -> None:
         """The gradients are equal on all ranks, so all of them raise here together."""
@@ -259,19 +287,18 @@ class Trainer:
 
     # -- after a step ------------------------------------------------------------------------
 
-    def _after_step(
-        self, step: int, terms: LossTerms, head: tuple[torch.Tensor, float] | None
-    ) -> None:
+    def _after_step(self, step: int, before: Before | None) -> None:
         schedule = self.schedule
         samples = self._flush() if schedule.is_flush(step) else []
         if schedule.is_log(step):
             self.emit(events.steps(samples))
-        if head is not None:
-            self._report(step, self._gauges(step, terms, *head))
+        if before is not None:
+            self._report(step, before)
         if schedule.is_checkpoint(step) and step < schedule.total:
             self._checkpoint()
         if self.world.rank == 0:
-            self.ports.progress(step, schedule.total, self._lines())
+            line = events.progress_line(self.newest, self.progress if self.ports.decides else None)
+            self.ports.progress(step, schedule.total, line)
 
     def _flush(self) -> list[StepSample]:
         """Asks the device for its measurements; whatever is saved next knows every step."""
@@ -280,10 +307,13 @@ class Trainer:
         self.parts.health.add(samples)
         return samples
 
-    def _report(self, step: int, gauges: Gauges) -> None:
+    def _report(self, step: int, before: Before) -> None:
+        gauges = read_gauges(self.parts, self.progress, self.config, self.world, before)
         report = self.parts.health.report(
             step=step,
-            steps_per_epoch=self.schedule.steps_per_epoch,
+            epoch=self.schedule.epoch(step),
+            step_in_epoch=self.schedule.step_in_epoch(step),
+            steps_per_epoch=self.schedule.steps_per_epoch(step),
             total_steps=self.schedule.total,
             gauges=gauges,
         )
@@ -296,7 +326,7 @@ class Trainer:
                 self.config.optim.head_lr,
                 epoch=report.epoch,
                 step=step,
-                min_gap=self.schedule.head_gap,
+                min_gap=self.schedule.head_gap(step),
             )
         self.ports.report(
             {
@@ -305,61 +335,27 @@ class Trainer:
                 "health": report.to_dict(),
                 "decision": self.decision.to_dict() if self.decision else None,
                 "directive": self.progress.directive,
-                "finished": self._no_go or report.is_last,
+                "finished": self.progress.policy.verdict.ends or report.is_last,
             }
         )
 
     def _decide(self, report: HealthReport) -> None:
         self.progress.policy, decision = decide(self.progress.policy, report, self.rules)
         self.decision = decision
+        self.emit({"event": "decision", **decision.to_dict()})
+        notch = f"notch {self.progress.policy.notch} of {len(self.rules.sdm.notches)}"
         for action in decision.actions:
-            if action.name == "sdm_weight":
-                notch = f"notch {self.progress.policy.notch} of {len(self.rules.sdm.notches)}"
-                self.progress.sdm = SdmWeight(action.value, notch)
+            act(action, self.progress, self.parts.memory, decision.reason or notch)
+            if action.name == "audit_sampler":
+                self._audit()
         if decision.reason:
             self.progress.sdm = SdmWeight(self.progress.sdm.weight, decision.reason)
-        self.emit({"event": "decision", **decision.to_dict()})
 
-    def _gauges(
-        self, step: int, terms: LossTerms, head_before: torch.Tensor, head_grad: float
-    ) -> Gauges:
-        head = self.parts.model.classifier.weight.detach()
-        norm = float(head.norm())
-        moved = float((head - head_before).norm()) / max(norm, 1e-12)
-        memory = self.parts.memory
-        equal = memory is None or self.world.same(memory.fingerprint())
-        if not equal:
-            raise RunError(
-                f"the ranks hold different memories at step {step}, so they no longer train one "
-                f"model; --resume {self.run_dir} goes on from the newest checkpoint. Check the "
-                "hosts' memory and that all run the same version"
-            )
-        return Gauges(
-            head_norm=norm,
-            head_grad_norm=head_grad,
-            head_moved=moved,
-            head_lr=self.progress.head.lr(self.config.optim.head_lr),
-            sdm_scheduled=self.progress.sdm.weight,
-            sdm_weight=terms.sdm_weight,
-            sdm_reason=self.progress.sdm.reason,
-            memory_rows=memory.rows if memory else 0,
-            memory_age=max(memory.ages(step), default=0) if memory else 0,
-            memory_equal=equal,
-            feature_norm_expected=self.parts.model.neck.expected_norm,
-        )
-
-    def _lines(self) -> Event:
-        """What a progress line shows."""
-        report = self.newest
-        if report is None:
-            return {}
-        judged = {"verdict": str(self.progress.policy.verdict)} if self.ports.decides else {}
-        return judged | {
-            "ce_fraction": report.ce_fraction,
-            "top1": report.top1,
-            "sdm_weight": report.sdm_weight,
-            "images_per_second": report.images_per_second,
-        }
+    def _audit(self) -> None:
+        """Looks at the coming batches: does the sampler really pair?"""
+        plan, step = self.parts.plan, self.progress.step + 1
+        found = audit(plan, self.parts.records.modality, self.schedule.epoch(step))
+        self.emit({"event": "audit", "step": self.progress.step, **asdict(found)})
 
     def _checkpoint(self) -> None:
         """Rank 0 writes, as all hold the same state; its error waits for the next agreement."""
@@ -377,7 +373,14 @@ class Trainer:
 
     def _finish(self) -> Outcome:
         """The verdict is on disk before the evaluation begins, which may still fail."""
-        outcome = ending(self.progress.policy, self.steering.stopped, self._facts())
+        facts = {
+            "run_id": self.run_dir.name,
+            "steps": self.progress.step,
+            "world_size": self.world.world,
+            "num_classes": self.parts.records.num_classes,
+            **health_facts(self.newest),
+        }
+        outcome = ending(self.progress.policy, self.steering.stopped, facts)
         outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
         self._write_summary(outcome)
         if self.config.eval.after_training and outcome.verdict in (Verdict.GO, Verdict.WAIT):
@@ -398,16 +401,6 @@ class Trainer:
                 raise CheckpointError(f"cannot write the summary: {error}") from error
 
         together(self.world, write if self.world.rank == 0 else _nothing)
-
-    def _facts(self) -> Event:
-        return {
-            "run_id": self.run_dir.name,
-            "steps": self.progress.step,
-            "world_size": self.world.world,
-            "num_classes": self.parts.records.num_classes,
-            "memory_hash_equal": self.newest is None or self.newest.memory_equal,
-            **health_facts(self.newest),
-        }
 
 
 def _nothing() -> None:

@@ -21,6 +21,8 @@ class _Step:
     sums: Tensor
     pairs: Pairs
     kind_counts: tuple[int, ...]
+    scheduled: float
+    applied: float
     seconds: float
     data_wait_s: float
 
@@ -38,11 +40,23 @@ class StepMeter:
         terms: LossTerms,
         kind_counts: tuple[int, ...],
         *,
+        scheduled: float,
         seconds: float,
         data_wait_s: float,
     ) -> None:
-        """kind_counts: global rows of each kind."""
-        self._steps.append(_Step(step, terms.sums, terms.pairs, kind_counts, seconds, data_wait_s))
+        """kind_counts: global rows of each kind. scheduled: SDM weight that was asked for."""
+        self._steps.append(
+            _Step(
+                step,
+                terms.sums,
+                terms.pairs,
+                kind_counts,
+                scheduled,
+                terms.sdm_weight,
+                seconds,
+                data_wait_s,
+            )
+        )
 
     def flush(self, world: Distributed) -> list[StepSample]:
         """The steps since the last flush, of all ranks together. Every rank must call it."""
@@ -78,6 +92,9 @@ def _sample(s: _Step, row: list[float], form: Literal["ce", "kl"]) -> StepSample
         sdm=sdm_value(column("sdm_queries"), column("sdm_vis"), s.pairs, form),
         sdm_chance=sdm_value(column("sdm_queries_chance"), column("sdm_vis_chance"), s.pairs, form),
         sdm_rows=column("sdm_rows"),
+        sdm_positives=column("sdm_positives") / max(column("sdm_rows"), 1.0),
+        sdm_scheduled=s.scheduled,
+        sdm_weight=s.applied,
         feature_norm=column("norm") / single,
         images=float(sum(s.kind_counts[:FUSED])),
         seconds=row[-2],

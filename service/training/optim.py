@@ -14,12 +14,17 @@ from service.errors import ModelError
 class HeadSchedule:
     """Which entry of `optim.head_lr` is in force, and since which step; part of the train state.
 
-    override: a rate set from outside; it wins until the end of the run.
+    override: a rate that stands in for the entry's: the probe's, or one asked for on the way. It
+    holds until the schedule moves on to a lower one.
     """
 
     index: int = 0
     since_step: int = 0
     override: float | None = None
+
+    @classmethod
+    def at_start(cls, config: OptimConfig) -> "HeadSchedule":
+        return cls(override=config.head_probe.lr if config.head_probe else None)
 
     def lr(self, entries: tuple[HeadLr, ...]) -> float:
         return entries[self.index].lr if self.override is None else self.override
@@ -37,7 +42,8 @@ class HeadSchedule:
             return self
         if step - self.since_step < min_gap:
             return self
-        return HeadSchedule(coming, step, self.override)
+        is_lower = self.override is None or entries[coming].lr <= self.override
+        return HeadSchedule(coming, step, None if is_lower else self.override)
 
 
 def body_scale(step: int, total_steps: int, config: OptimConfig) -> float:

@@ -1,7 +1,7 @@
 """The parts of a run on one rank, built from its config, and a batch made ready for the model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import numpy as np
@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from service.config import Config
-from service.data.fitting import open_plan
+from service.data.fitting import index_of, open_plan
 from service.data.layout import FUSED, Batch
 from service.data.loader import Loader
 from service.data.records import Records
 from service.data.sampler import PKPlan
 from service.data.transforms import augment, draw, mask_tokens, normalise
 from service.distributed import Distributed
-from service.errors import CrossReidError, DataError
+from service.errors import CrossReidError, DataError, FrozenLayerError
 from service.evaluation.evaluator import check_test_split
 from service.health import Health
 from service.losses.memory import CrossBatchMemory
@@ -58,16 +58,8 @@ def build_parts(config: Config, world: Distributed) -> Parts:
     return Parts(
         records=records,
         plan=plan,
-        schedule=Schedule(config, plan.steps_per_epoch),
-        loader=Loader(
-            records,
-            plan,
-            config.run.seed,
-            world.rank,
-            world.world,
-            config.loader,
-            pin_memory=world.device.type == "cuda",
-        ),
+        schedule=Schedule.of(config, plan.steps_per_epoch),
+        loader=_loader(records, plan, config, world),
         model=model,
         wrapped=world.wrap(model),
         optimizer=build_optimizer(model.parameter_groups(), config.optim),
@@ -75,6 +67,22 @@ def build_parts(config: Config, world: Distributed) -> Parts:
         if memory.enabled
         else None,
         health=Health(records.num_classes, config.policy.window),
+    )
+
+
+def with_ids(parts: Parts, config: Config, world: Distributed, ids: int, after_step: int) -> Parts:
+    """The parts with P = `ids` from the epoch on that begins after `after_step`.
+
+    P stays at least one identity a rank, and identities that cannot pair are not drawn any more.
+    """
+    change = {"ids_per_batch": max(ids, world.world), "on_unpairable": "lower_p"}
+    sampler = config.sampler.model_copy(update=change)
+    plan = PKPlan(index_of(parts.records), sampler, config.run.seed)
+    return replace(
+        parts,
+        plan=plan,
+        schedule=parts.schedule.changed(after_step, plan.steps_per_epoch),
+        loader=_loader(parts.records, plan, config, world),
     )
 
 
@@ -127,7 +135,36 @@ def _local_parts(config: Config, world: Distributed) -> tuple[Records, PKPlan, C
         check_test_split(Records.open(config.data.records, "test"))
     torch.manual_seed(config.run.seed)
     model = CrossReID(config.model, records.num_classes, world.gather_rows).to(world.device)
+    _check_frozen(model, config)
     return records, plan, model
+
+
+def _loader(records: Records, plan: PKPlan, config: Config, world: Distributed) -> Loader:
+    return Loader(
+        records,
+        plan,
+        config.run.seed,
+        world.rank,
+        world.world,
+        config.loader,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def _check_frozen(model: CrossReID, config: Config) -> None:
+    """Whatever does not learn must have been asked for by name.
+
+    Raises:
+        FrozenLayerError: naming the first parameters that do not learn and were not asked for.
+    """
+    asked = tuple(f"{name}." for name in config.model.freeze)
+    still = [n for n, p in model.named_parameters() if not p.requires_grad]
+    wrong = [name for name in still if not name.startswith(asked)]
+    if wrong:
+        raise FrozenLayerError(
+            f"{len(wrong)} parameters do not learn although model.freeze does not name them: "
+            f"{', '.join(wrong[:5])}; random ones would stay random for the whole run"
+        )
 
 
 def _require_same(world: Distributed, what: str, fingerprint: str) -> None:

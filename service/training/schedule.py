@@ -8,28 +8,65 @@ from service.training.optim import HeadSchedule
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """Epochs of one length: from `first_epoch` (1-based) on, which begins after `after_step`."""
+
+    first_epoch: int
+    after_step: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
-    """The calendar of a run; steps are 1-based, and `total` is the last one."""
+    """The calendar of a run; steps are 1-based, and `total` is the last one.
+
+    stretches: more than one when P was lowered on the way, which makes epochs longer. The total
+    stays what it was at the start.
+    """
 
     config: Config
-    steps_per_epoch: int
+    stretches: tuple[Stretch, ...]
+
+    @classmethod
+    def of(cls, config: Config, steps_per_epoch: int) -> "Schedule":
+        return cls(config, (Stretch(1, 0, steps_per_epoch),))
 
     @property
     def total(self) -> int:
-        whole = self.config.train.epochs * self.steps_per_epoch
+        whole = self.config.train.epochs * self.stretches[0].steps_per_epoch
         return min(whole, self.config.train.max_steps or whole)
+
+    def steps_per_epoch(self, step: int) -> int:
+        """Steps of the epoch that `step` is in."""
+        return self._at(step).steps_per_epoch
 
     def epoch(self, step: int) -> int:
         """1-based epoch of `step`."""
-        return (step - 1) // self.steps_per_epoch + 1
+        at = self._at(step)
+        return at.first_epoch + (step - at.after_step - 1) // at.steps_per_epoch
+
+    def step_in_epoch(self, step: int) -> int:
+        """1-based place of `step` in its epoch."""
+        at = self._at(step)
+        return (step - at.after_step - 1) % at.steps_per_epoch + 1
 
     def is_epoch_end(self, step: int) -> bool:
-        return step % self.steps_per_epoch == 0
+        return self.step_in_epoch(step) == self.steps_per_epoch(step)
+
+    def changed(self, after_step: int, steps_per_epoch: int) -> "Schedule":
+        """The calendar when epochs have another length after `after_step`, an epoch's last."""
+        coming = Stretch(self.epoch(after_step) + 1, after_step, steps_per_epoch)
+        return Schedule(self.config, (*self.stretches, coming))
+
+    def _at(self, step: int) -> Stretch:
+        return next(s for s in reversed(self.stretches) if s.after_step < max(step, 1))
 
     def is_report(self, step: int) -> bool:
         """Health is judged: at its period, at every look, at an epoch's end, and at the end."""
         policy = self.config.policy
-        looks = (policy.first_look, policy.no_go_from, policy.final_look, policy.undecided_until)
+        looks = [policy.first_look, policy.no_go_from, policy.final_look, policy.undecided_until]
+        if self.config.optim.head_probe:
+            looks.append(self.config.optim.head_probe.after)
         return (
             step % self.config.log.health_every == 0
             or step in looks
@@ -49,12 +86,12 @@ class Schedule:
 
     def preview(self, num_classes: int) -> list[str]:
         """What will happen when, one line each, before the first step."""
-        config, policy = self.config, self.config.policy
+        config, policy, per_epoch = self.config, self.config.policy, self.steps_per_epoch(1)
         sdm = config.loss.sdm
         head = ", ".join(f"{lr:g} from step {step}" for step, lr in self._head_rates())
         lines = [
-            f"{self.total} steps, {self.steps_per_epoch} an epoch, "
-            f"{math.ceil(self.total / self.steps_per_epoch)} epochs; "
+            f"{self.total} steps, {per_epoch} an epoch, "
+            f"{math.ceil(self.total / per_epoch)} epochs; "
             f"chance CE is ln {num_classes} = {math.log(num_classes):.3f}",
             f"verdict: first look at step {policy.first_look}, No-Go line from "
             f"{policy.no_go_from}, final look at {min(policy.final_look, self.total)}",
@@ -76,18 +113,17 @@ class Schedule:
         )
         return lines
 
-    @property
-    def head_gap(self) -> int:
-        """Least steps between two changes of the head's rate."""
-        return max(self.steps_per_epoch, self.config.loss.sdm.min_steps)
+    def head_gap(self, step: int) -> int:
+        """Least steps between two changes of the head's rate, seen from `step`."""
+        return max(self.steps_per_epoch(step), self.config.loss.sdm.min_steps)
 
     def _head_rates(self) -> list[tuple[int, float]]:
         """First step and rate of each entry of the head's schedule that the run reaches."""
-        entries, head = self.config.optim.head_lr, HeadSchedule()
+        entries, head = self.config.optim.head_lr, HeadSchedule.at_start(self.config.optim)
         found = [(1, head.lr(entries))]
-        for step in range(self.steps_per_epoch, self.total, self.steps_per_epoch):
+        for step in range(self.steps_per_epoch(1), self.total, self.steps_per_epoch(1)):
             after = head.at_epoch_end(
-                entries, epoch=self.epoch(step), step=step, min_gap=self.head_gap
+                entries, epoch=self.epoch(step), step=step, min_gap=self.head_gap(step)
             )
             if after != head:
                 head = after
@@ -96,6 +132,6 @@ class Schedule:
 
     def _sdm_start(self) -> int:
         """The first step that may have SDM if the run is healthy from the first look on."""
-        policy, sdm, per_epoch = self.config.policy, self.config.loss.sdm, self.steps_per_epoch
+        policy, sdm, per_epoch = self.config.policy, self.config.loss.sdm, self.steps_per_epoch(1)
         earliest = max(policy.first_look, sdm.min_steps, (sdm.start_epoch - 1) * per_epoch)
         return math.ceil(earliest / per_epoch) * per_epoch + 1

@@ -13,7 +13,8 @@ class Progress:
     """Where a run stands besides its tensors.
 
     step: last *applied* step; the next batch follows from it. directive: number of the last
-    directive applied. The random numbers of a step derive from (seed, step), so they need no state.
+    directive applied. ids: changes of P, as (last step before it, P); next_ids: one that waits for
+    the next epoch. The random numbers of a step derive from (seed, step), so they need no state.
     """
 
     step: int = 0
@@ -21,15 +22,19 @@ class Progress:
     sdm: SdmWeight = field(default_factory=SdmWeight)
     head: HeadSchedule = field(default_factory=HeadSchedule)
     directive: int = 0
+    ids: list[tuple[int, int]] = field(default_factory=list)
+    next_ids: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that a weights-only loader takes it."""
         return {
             "step": self.step,
-            "policy": {k: _plain(v) for k, v in self.policy.to_dict().items()},
+            "policy": self.policy.to_dict(),
             "sdm": asdict(self.sdm),
             "head": asdict(self.head),
             "directive": self.directive,
+            "ids": [list(change) for change in self.ids],
+            "next_ids": self.next_ids,
         }
 
     @classmethod
@@ -40,8 +45,6 @@ class Progress:
             sdm=SdmWeight(**values["sdm"]),
             head=HeadSchedule(**values["head"]),
             directive=values["directive"],
+            ids=[(step, ids) for step, ids in values["ids"]],
+            next_ids=values["next_ids"],
         )
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, str) else value

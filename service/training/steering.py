@@ -6,7 +6,8 @@ from dataclasses import replace
 from service.decisions import Directive
 from service.distributed import Distributed
 from service.errors import CrossReidError
-from service.losses.objective import SdmWeight
+from service.losses.memory import CrossBatchMemory
+from service.training.acts import act
 from service.training.journal import Event
 from service.training.parts import raise_together
 from service.training.state import Progress
@@ -24,10 +25,12 @@ class Steering:
         world: Distributed,
         poll: Callable[[int], Directive | None],
         emit: Callable[[Event], None],
+        memory: CrossBatchMemory | None,
     ) -> None:
         self._world = world
         self._poll = poll
         self._emit = emit
+        self._memory = memory
         self._waiting: list[Directive] = []
         self.stopped: Directive | None = None
 
@@ -82,8 +85,5 @@ class Steering:
     def _apply(self, directive: Directive, progress: Progress) -> None:
         progress.directive = directive.number
         for action in directive.actions:
-            if action.name == "sdm_weight":
-                progress.sdm = SdmWeight(action.value, directive.reason)
-            if action.name == "head_lr":
-                progress.head = replace(progress.head, override=action.value)
+            act(action, progress, self._memory, directive.reason)
         self._emit({"event": "directive", "step": progress.step, "directive": directive.to_dict()})

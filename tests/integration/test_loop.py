@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from service.config import Config
 from service.decisions import Action, Directive
 from service.distributed import Distributed
-from service.errors import CheckpointError, DataError, ExitCode, NonFiniteError
+from service.errors import CheckpointError, DataError, ExitCode, FrozenLayerError, NonFiniteError
+from service.health import StepSample
 from service.training import loop as loop_module
 from service.training import parts as parts_module
 from service.training.checkpoint import checkpoints, read_checkpoint, step_of
@@ -23,6 +24,7 @@ from service.training.ports import Outcome, Ports
 from tests.small import make_records, small_config
 
 Overrides = list[str]
+CLOCKS = ("images_per_second", "data_wait_share", "throughput_ratio")
 
 
 def run(config: Config, folder: Path, ports: Ports | None = None) -> Outcome:
@@ -52,10 +54,15 @@ def events(folder: Path, name: str) -> list[dict[str, Any]]:
 def without_clock(value: Any) -> Any:
     """A state with its wall-clock readings taken out."""
     cut = json.loads(json.dumps(value["health"]))
+    names = [field.name for field in fields(StepSample)]
     for sample in cut["recent"]:
-        sample[10] = sample[11] = 0.0
-    report = {**value["report"], "images_per_second": 0.0, "data_wait_share": 0.0}
-    return {**value, "health": cut, "report": report}
+        sample[names.index("seconds")] = sample[names.index("data_wait_s")] = 0.0
+    cut["rates"] = []
+    policy = value["progress"]["policy"]
+    since = {k: step for k, step in policy["since"].items() if k not in ("data_wait", "throughput")}
+    progress = {**value["progress"], "policy": {**policy, "since": since}}
+    report = {**value["report"], **dict.fromkeys(CLOCKS, 0.0)}
+    return {**value, "health": cut, "report": report, "progress": progress}
 
 
 def test_a_healthy_run_ends_go_and_leaves_its_files(records: Path, tmp_path: Path):
@@ -102,7 +109,13 @@ def test_the_schedule_is_shown_before_the_first_step(records: Path, tmp_path: Pa
 def test_a_resumed_run_equals_the_straight_run_bit_for_bit(records: Path, tmp_path: Path, cut: int):
     looks = ["policy.first_look=20", "policy.no_go_from=60", "policy.go=0.997", "policy.hold=0.999"]
     lengths = ["train.max_steps=60", f"train.checkpoint_every={cut}", "train.keep_checkpoints=99"]
-    config = small_config(records, looks + lengths + ["policy.learning=0.99", "policy.min_fall=0"])
+    config = small_config(
+        records,
+        looks
+        + lengths
+        + ["policy.learning=0.99", "policy.min_fall=0"]
+        + ["policy.collapse=0.9999"],
+    )
     run(config, tmp_path / "straight")
     interrupted = tmp_path / "resumed"
     shutil.copytree(tmp_path / "straight", interrupted)
@@ -149,13 +162,12 @@ def test_the_journal_of_two_equal_runs_is_equal_but_for_the_clock(records: Path,
     config = small_config(records, ["train.max_steps=40"])
     for name in ("a", "b"):
         run(config, tmp_path / name)
-    clocks = ("images_per_second", "data_wait_share")
     first, second = (
         [e["health"] for e in events(tmp_path / name, "health")] for name in ("a", "b")
     )
     assert first
     for a, b in zip(first, second, strict=True):
-        assert {k: a[k] for k in a if k not in clocks} == {k: b[k] for k in b if k not in clocks}
+        assert {k: a[k] for k in a if k not in CLOCKS} == {k: b[k] for k in b if k not in CLOCKS}
 
 
 def faulty_optimizer(groups: dict[str, Any], config: Any) -> Any:
@@ -352,3 +364,132 @@ def test_the_transformer_computes_in_the_precision_asked_for(
 def test_clipping_does_not_hide_the_gradient_of_the_head(records: Path, tmp_path: Path):
     run(small_config(records, ["optim.clip_norm=1e-6", "train.max_steps=20"]), tmp_path)
     assert events(tmp_path, "health")[-1]["health"]["head_grad_norm"] > 0.01
+
+
+def steering(*told: Directive) -> Ports:
+    return Ports(poll=sending(*told), decides=False)
+
+
+def test_lowering_p_waits_for_the_epoch_and_lengthens_it(records: Path, tmp_path: Path):
+    lower = Directive(1, 6, (Action("ids_per_batch", 5),))
+    config = small_config(records, ["train.max_steps=100", "log.health_every=5"])
+    run(config, tmp_path, steering(lower))
+    health = [e["health"] for e in events(tmp_path, "health")]
+    first = health[0]["steps_per_epoch"]
+    (changed,) = events(tmp_path, "plan")
+    assert changed["step"] == first
+    for line in health:
+        assert line["ids_per_batch"] == (8 if line["step"] <= first else 5)
+    later = [line for line in health if line["step"] > first]
+    assert later[0]["epoch"] == 2
+    assert later[0]["step_in_epoch"] == later[0]["step"] - first
+    assert {line["steps_per_epoch"] for line in later} == {-(-first * 8 // 5)}
+    ends = [line["step"] for line in later if line["step_in_epoch"] == line["steps_per_epoch"]]
+    assert [e["step"] for e in events(tmp_path, "epoch")][2:4] == ends[:2]
+    assert health[-1]["step"] == 100
+
+
+@pytest.mark.parametrize("cut", [10, 16, 30])
+def test_a_run_with_a_lowered_p_resumes_bit_for_bit(records: Path, tmp_path: Path, cut: int):
+    lower = Directive(1, 6, (Action("ids_per_batch", 5),))
+    overrides = ["train.max_steps=40", f"train.checkpoint_every={cut}", "train.keep_checkpoints=99"]
+    config = small_config(records, overrides)
+    run(config, tmp_path / "straight", steering(lower))
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    for folder in checkpoints(tmp_path / "resumed"):
+        if step_of(folder) != cut:
+            shutil.rmtree(folder)
+    run(config, tmp_path / "resumed", steering(lower))
+    straight, resumed = (without_clock(state(tmp_path / n)) for n in ("straight", "resumed"))
+    assert straight["progress"]["ids"]
+    for part in straight:
+        assert same(straight[part], resumed[part]), part
+
+
+def test_flushing_empties_the_memory_and_it_fills_again(records: Path, tmp_path: Path):
+    flush = Directive(1, 15, (Action("flush_memory"), Action("audit_sampler")))
+    config = small_config(records, ["train.max_steps=24", "log.health_every=1"])
+    run(config, tmp_path, steering(flush))
+    rows = {e["step"]: e["health"]["memory_rows"] for e in events(tmp_path, "health")}
+    full = rows[14]
+    assert full == 6 * 8
+    assert [rows[step] for step in range(15, 24)] == [8, 16, 24, 32, 40, 48, 48, 48, 48]
+
+
+def poisoned_after(step: int) -> Callable[..., Any]:
+    """Features that turn into noise after some steps: what was learned is of no use any more."""
+    prepare, calls = loop_module.to_inputs, iter(range(1, 10_000))
+
+    def poisoned(*args: Any) -> Any:
+        inputs = prepare(*args)
+        if next(calls) > step:
+            inputs.images.normal_()
+            inputs.tokens.random_(1, 400)
+        return inputs
+
+    return poisoned
+
+
+PATIENCE = ["policy.collapse_patience=30", "policy.rise_patience=20", "policy.collapse=0.97"]
+GENTLE = ["optim.head_lr=3e-3", "train.max_steps=400", "log.health_every=10"]
+
+
+def test_a_collapse_is_rolled_back_then_paused_and_can_be_resumed(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = small_config(records, [*PATIENCE, *GENTLE])
+    with monkeypatch.context() as patched:
+        patched.setattr(loop_module, "to_inputs", poisoned_after(100))
+        outcome = run(config, tmp_path)
+    assert (outcome.verdict, outcome.exit_code) == ("PAUSE", ExitCode.PAUSED)
+    assert outcome.cause == "collapse_after_sdm"
+    told = [e for e in events(tmp_path, "decision") if e["verdict"] in ("ROLLBACK", "PAUSE")]
+    assert told[0]["verdict"] == "ROLLBACK"
+    assert told[-1]["verdict"] == "PAUSE"
+    weights = [e["health"]["sdm_weight"] for e in events(tmp_path, "health")]
+    assert max(weights) > 0
+    assert weights[-1] == 0
+    assert events(tmp_path, "audit")[0]["unpaired_ids"] == 0
+    paused_at = outcome.summary["steps"]
+    assert [step_of(p) for p in checkpoints(tmp_path)] == [paused_at]
+    again = run(config, tmp_path)
+    assert events(tmp_path, "start")[-1]["step"] == paused_at
+    assert (again.verdict, again.summary["steps"]) == ("GO", 400)
+
+
+def test_a_pause_that_was_never_told_is_told_after_a_crash(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = small_config(records, [*PATIENCE, *GENTLE])
+    monkeypatch.setattr(loop_module, "to_inputs", poisoned_after(100))
+    first = run(config, tmp_path)
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["event"] != "end"]
+    (tmp_path / "journal.jsonl").write_text("\n".join(kept) + "\n")
+    again = run(config, tmp_path)
+    assert (again.verdict, again.summary["steps"]) == ("PAUSE", first.summary["steps"])
+
+
+def test_a_probe_starts_low_and_rises_when_ce_stands(records: Path, tmp_path: Path):
+    probe = "optim.head_probe={lr: 1e-6, to: 3e-3, after: 20}"
+    run(small_config(records, [probe, "optim.head_lr=1e-2", "log.health_every=10"]), tmp_path)
+    rates = {e["step"]: e["health"]["head_lr"] for e in events(tmp_path, "health")}
+    assert rates[20] == 1e-6
+    assert rates[30] == 3e-3
+    (risen,) = [e for e in events(tmp_path, "decision") if e["actions"] and e["step"] == 20]
+    assert risen["verdict"] == "WAIT"
+
+
+def test_a_layer_that_nobody_asked_to_freeze_is_refused(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    build = parts_module.CrossReID
+
+    def frozen(*args: Any) -> Any:
+        model = build(*args)
+        model.backbone.patch.requires_grad_(False)
+        return model
+
+    monkeypatch.setattr(parts_module, "CrossReID", frozen)
+    with pytest.raises(FrozenLayerError, match="patch"):
+        run(small_config(records), tmp_path)

@@ -1,15 +1,17 @@
 """The verdict: the documents' own story, row by row, and what must hold for any history."""
 
+import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.bounds import Rules
 from service.causes import Cause
-from service.config import PolicyConfig, SdmConfig
+from service.config import HeadProbe, PolicyConfig, SdmConfig
 from service.decisions import PolicyState, Verdict
-from service.gonogo import Rules, decide
+from service.gonogo import decide
 from service.health import Gauges, Health, HealthReport, StepSample
 from tests.reports import HEALTHY, LN_C
 from tests.reports import NUM_CLASSES as C
@@ -59,8 +61,37 @@ def test_a_head_that_cannot_move_waits_at_200_and_stops_at_300():
 
 
 def test_chance_level_with_a_moving_head_is_a_matter_of_labels():
-    moving = replace(STUCK, head_growth=20.0)
-    assert verdicts(at(moving, 200), at(moving, 300))[-1] == (Verdict.NO_GO, Cause.CE_NOT_FALLING)
+    moving = replace(STUCK, head_growth=20.0, top1=1 / C)
+    assert verdicts(at(moving, 200), at(moving, 300))[-1] == (Verdict.NO_GO, Cause.LABELS_SHUFFLED)
+
+
+def test_steps_that_change_nothing_at_all_are_skipped_steps():
+    still = replace(STUCK, head_moved=0.0, body_moved=0.0)
+    assert verdicts(at(still, 200)) == [(Verdict.NO_GO, Cause.STEP_SKIPPED)]
+
+
+def test_a_backbone_without_gradient_is_named_even_when_the_head_learns():
+    detached = replace(HEALTHY, body_grad_norm=0.0)
+    assert verdicts(at(detached, 200)) == [(Verdict.NO_GO, Cause.FEATURES_DETACHED)]
+    assert verdicts(replace(HEALTHY, body_grad_norm=None)) == [(Verdict.GO, Cause.NONE)]
+
+
+def test_a_wrong_feature_length_is_named_when_nothing_before_it_explains_ce():
+    off = replace(STUCK, head_growth=20.0, feature_norm=0.8)
+    assert verdicts(at(off, 300))[-1] == (Verdict.NO_GO, Cause.FEATURE_NORM_OFF)
+    small = replace(off, head_growth=1.1)
+    assert verdicts(at(small, 300))[-1] == (Verdict.NO_GO, Cause.HEAD_LR_TOO_SMALL)
+
+
+def test_a_probe_raises_the_rate_once_when_ce_has_not_fallen():
+    rules = Rules(PolicyConfig(), SdmConfig(), HeadProbe())
+    state, raised = PolicyState(), []
+    for report in (at(STUCK, 100), at(STUCK, 200)):
+        state, decision = decide(state, report, rules)
+        raised += [a.value for a in decision.actions]
+    assert raised == [1e-2]
+    _, kept = decide(PolicyState(), at(HEALTHY, 100), rules)
+    assert (kept.verdict, kept.actions) == (Verdict.WAIT, ())
 
 
 def test_a_falling_ce_is_go_and_low_coverage_is_said():
@@ -135,7 +166,7 @@ def test_a_slow_but_falling_run_waits_until_the_last_look_for_it():
 def test_top1_far_above_chance_names_the_head_even_when_it_grew():
     stuck = replace(STUCK, head_growth=3.2)
     assert verdicts(at(stuck, 300, top1=0.5)) == [(Verdict.NO_GO, Cause.HEAD_LR_TOO_SMALL)]
-    assert verdicts(at(stuck, 300, top1=1 / C)) == [(Verdict.NO_GO, Cause.CE_NOT_FALLING)]
+    assert verdicts(at(stuck, 300, top1=1 / C)) == [(Verdict.NO_GO, Cause.LABELS_SHUFFLED)]
 
 
 def test_a_second_finding_names_low_coverage():
@@ -161,11 +192,13 @@ def curve(ces: list[float], window: int = 100) -> HealthReport:
     health.start(0.45)
     kinds = (None,) * 6
     health.add(
-        StepSample(i + 1, ce, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 8.0, 80.0, 0.1, 0.0, kinds)
+        StepSample(i + 1, ce, 0.1, *[0.0] * 8, 8.0, 80.0, 0.1, 0.0, kinds)
         for i, ce in enumerate(ces)
     )
-    gauges = Gauges(7.0, 0.1, 0.02, 1e-2, 0.0, 0.0, "", 0, 0, True, 8.0)
-    return health.report(step=len(ces), steps_per_epoch=1863, total_steps=len(ces), gauges=gauges)
+    gauges = Gauges(7.0, 0.1, 0.02, 0.1, 0.01, 1e-2, "", 0.0, 0, 0, True, 8.0, 16)
+    n = len(ces)
+    place = {"step": n, "epoch": 1, "step_in_epoch": n, "steps_per_epoch": 1863}
+    return health.report(**place, total_steps=n, gauges=gauges)
 
 
 @pytest.mark.parametrize("steps", [20, 100, 150, 500])
@@ -206,8 +239,8 @@ def test_no_go_is_final_and_keeps_its_cause():
 
 
 def test_a_policy_state_survives_a_restart():
-    state = PolicyState(Verdict.GO, Cause.NONE, notch=2, notch_step=700)
-    assert PolicyState.from_dict(state.to_dict()) == state
+    state = PolicyState(Verdict.GO, Cause.NONE, notch=2, notch_step=700, since={"ce_hold": 650})
+    assert PolicyState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
 
 reports = st.builds(

@@ -1,26 +1,29 @@
 """Windows and trends against brute force."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.health import KINDS, Gauges, Health, HealthReport, StepSample
+from service.health import KINDS, MIN_TENTH, Gauges, Health, HealthReport, StepSample
 
 GAUGES = Gauges(
     head_norm=2.0,
     head_grad_norm=0.1,
     head_moved=0.01,
+    body_grad_norm=0.3,
+    body_moved=0.001,
     head_lr=1e-2,
-    sdm_scheduled=0.1,
-    sdm_weight=0.1,
     sdm_reason="notch 1 of 3",
+    sdm_gradient_share=0.2,
     memory_rows=96,
     memory_age=5,
     memory_equal=True,
     feature_norm_expected=8.0,
+    ids_per_batch=16,
 )
 
 
@@ -32,6 +35,9 @@ def sample(step: int, ce: float, **changes: float) -> StepSample:
         "sdm": 0.0,
         "sdm_chance": 0.0,
         "sdm_rows": 0.0,
+        "sdm_positives": 0.0,
+        "sdm_scheduled": 0.0,
+        "sdm_weight": 0.0,
         "feature_norm": 8.0,
         "images": 80.0,
         "seconds": 0.5,
@@ -41,8 +47,15 @@ def sample(step: int, ce: float, **changes: float) -> StepSample:
     return StepSample(step=step, ce=ce, ce_by_kind=kinds, **(values | changes))
 
 
-def report(health: Health, step: int) -> HealthReport:
-    return health.report(step=step, steps_per_epoch=10, total_steps=1000, gauges=GAUGES)
+def report(health: Health, step: int, gauges: Gauges = GAUGES) -> HealthReport:
+    return health.report(
+        step=step,
+        epoch=(step - 1) // 10 + 1,
+        step_in_epoch=(step - 1) % 10 + 1,
+        steps_per_epoch=10,
+        total_steps=1000,
+        gauges=gauges,
+    )
 
 
 @given(
@@ -117,3 +130,61 @@ def test_growth_is_measured_from_the_first_start_only():
     health.start(2.0)
     health.add([sample(1, 4.0)])
     assert report(health, 1).head_growth == pytest.approx(4.0)
+
+
+def test_head_growth_of_a_window_is_over_the_report_one_window_ago():
+    health, found = Health(64, 20), []
+    for i, norm in enumerate([1.0, 2.0, 4.0, 8.0, 16.0]):
+        step = 10 * (i + 1)
+        health.add([sample(s, 4.0) for s in range(step - 9, step + 1)])
+        found.append(report(health, step, replace(GAUGES, head_norm=norm)).head_window_growth)
+    assert found == [1.0, 2.0, 4.0, 4.0, 4.0]
+
+
+def test_throughput_is_held_against_the_median_of_earlier_reports():
+    health, found = Health(64, 4), []
+    for i, seconds in enumerate([0.5, 0.5, 5.0, 0.5]):
+        health.add([sample(4 * i + k, 4.0, seconds=seconds) for k in range(1, 5)])
+        found.append(report(health, 4 * i + 4).throughput_ratio)
+    assert found == pytest.approx([1.0, 1.0, 0.1, 1.0])
+
+
+@given(
+    scheduled=st.lists(st.sampled_from([0.0, 0.1, 0.3]), min_size=1, max_size=30),
+    applied=st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_the_applied_share_counts_scheduled_steps_whose_loss_had_a_weight(
+    scheduled: list[float], applied: list[bool]
+):
+    health = Health(64, 10)
+    steps = [
+        sample(i + 1, 4.0, sdm_scheduled=w, sdm_weight=w * ok, sdm_rows=8.0 * ok)
+        for i, (w, ok) in enumerate(zip(scheduled, applied, strict=False))
+    ]
+    health.add(steps)
+    found = report(health, len(steps))
+    asked = [s for s in steps[-10:] if s.sdm_scheduled]
+    done = [s for s in asked if s.sdm_weight]
+    assert found.sdm_scheduled_steps == len(asked)
+    assert found.sdm_applied_share == (len(done) / len(asked) if asked else 1.0)
+    assert found.sdm_weight == steps[-1].sdm_weight
+
+
+@given(
+    ces=st.lists(st.floats(0.0, 6.0), min_size=1, max_size=150), window=st.sampled_from([20, 100])
+)
+def test_a_swing_is_the_largest_climb_between_tenths(ces: list[float], window: int):
+    health = Health(64, window)
+    health.add([sample(i + 1, ce) for i, ce in enumerate(ces)])
+    last, size = ces[-window:], max(window // 10, MIN_TENTH)
+    cut = len(last) % size
+    tenths = np.array(last[cut:]).reshape(-1, size).mean(axis=1)
+    climbs = [b - a for i, a in enumerate(tenths) for b in tenths[i:]]
+    expected = max(climbs, default=0.0) / math.log(64)
+    assert report(health, len(ces)).ce_swing == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_curve_that_only_falls_does_not_swing():
+    health = Health(64, 100)
+    health.add([sample(i + 1, 4.0 - i / 100) for i in range(100)])
+    assert report(health, 100).ce_swing == 0.0

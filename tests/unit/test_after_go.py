@@ -1,0 +1,154 @@
+"""The rules after GO, one by one, and that noise around a bound does not make a verdict flap."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from service.bounds import Rules
+from service.causes import Cause
+from service.config import PolicyConfig, SdmConfig
+from service.decisions import Decision, PolicyState, Verdict
+from service.gonogo import decide, resumed
+from service.health import HealthReport
+from tests.reports import LN_C, healthy
+
+RULES = Rules(PolicyConfig(), SdmConfig())
+GO = PolicyState(verdict=Verdict.GO, best=0.5, notch_step=0)
+
+
+def at(step: int, fraction: float = 0.5, **changes: Any) -> HealthReport:
+    return healthy(step, ce=fraction * LN_C, ce_fraction=fraction, **changes)
+
+
+def told(*reports: HealthReport, state: PolicyState = GO, rules: Rules = RULES) -> list[Decision]:
+    found = []
+    for report in reports:
+        state, decision = decide(state, report, rules)
+        found.append(decision)
+    return found
+
+
+def verdicts(*reports: HealthReport, **more: Any) -> list[tuple[Verdict, Cause]]:
+    return [(d.verdict, d.cause) for d in told(*reports, **more)]
+
+
+SCHEDULED = {"sdm_scheduled": 0.1, "sdm_scheduled_steps": 100, "sdm_rows": 8.0}
+
+
+def test_a_weight_that_never_reaches_the_loss_ends_the_run():
+    lost = at(600, **SCHEDULED, sdm_weight=0.0, sdm_applied_share=0.0)
+    assert verdicts(lost) == [(Verdict.NO_GO, Cause.SDM_NOT_APPLIED)]
+
+
+def test_a_loss_whose_sdm_moves_nothing_ends_the_run():
+    dead = at(600, **SCHEDULED, sdm_weight=0.1, sdm_gradient_share=0.0)
+    assert verdicts(dead) == [(Verdict.NO_GO, Cause.SDM_NOT_APPLIED)]
+    alive = at(600, **SCHEDULED, sdm_weight=0.1, sdm_gradient_share=0.01)
+    assert verdicts(alive) == [(Verdict.GO, Cause.NONE)]
+
+
+def test_the_first_steps_of_sdm_are_not_judged():
+    fresh = at(600, sdm_scheduled_steps=19, sdm_applied_share=0.0)
+    assert verdicts(fresh) == [(Verdict.GO, Cause.NONE)]
+
+
+def test_steps_that_stop_changing_anything_end_a_run_that_is_not_settled():
+    still = {"head_moved": 0.0, "body_moved": 0.0}
+    state = PolicyState(verdict=Verdict.GO, best=0.8)
+    found = verdicts(at(600, 0.8, **still), at(700, 0.8, **still), state=state)
+    assert found == [(Verdict.GO, Cause.NONE), (Verdict.NO_GO, Cause.STEP_SKIPPED)]
+    assert verdicts(at(600, 0.3, **still), at(700, 0.3, **still))[-1][0] is Verdict.GO
+
+
+def test_a_collapse_without_sdm_is_held_then_paused():
+    reports = [at(1000 + 100 * i, 0.99) for i in range(4)]
+    found = told(*reports)
+    assert [d.verdict for d in found] == [Verdict.HOLD] * 3 + [Verdict.PAUSE]
+    assert {d.cause for d in found} == {Cause.COLLAPSE}
+    assert found[-1].findings[0].since == 1000
+
+
+def test_a_paused_run_goes_on_with_new_patience():
+    state = GO
+    for i in range(4):
+        state, _ = decide(state, at(1000 + 100 * i, 0.99), RULES)
+    assert state.verdict is Verdict.PAUSE
+    again = resumed(state, 1300)
+    found = [d.verdict for d in told(*(at(1400 + 100 * i, 0.99) for i in range(4)), state=again)]
+    assert found == [Verdict.HOLD] * 3 + [Verdict.PAUSE]
+    assert resumed(GO, 5) == GO
+
+
+def test_sdm_that_crowds_cross_entropy_out_is_held_and_taken_back():
+    on = PolicyState(verdict=Verdict.GO, notch=1, notch_step=600, best=0.8)
+    crowd = {**SCHEDULED, "sdm_weight": 0.1, "sdm_gradient_share": 0.95, "ce_slope": 0.0}
+    found = verdicts(at(700, 0.8, **crowd), at(800, 0.8, **crowd), state=on)
+    assert found == [(Verdict.HOLD, Cause.SDM_TOO_LARGE), (Verdict.ROLLBACK, Cause.SDM_TOO_LARGE)]
+    learns = {**crowd, "ce_slope": -0.01}
+    assert verdicts(at(700, 0.8, **learns), state=on) == [(Verdict.GO, Cause.NONE)]
+
+
+def test_a_notch_is_tried_twice_and_then_no_more():
+    state, seen = PolicyState(verdict=Verdict.GO, best=0.3), []
+    sdm = {**SCHEDULED, "sdm_weight": 0.1, "sdm_gradient_share": 0.3}
+    step = 0
+    for _ in range(4):
+        for fraction in (0.3, 0.99):
+            step += 1863
+            state, decision = decide(state, at(step, fraction, **sdm), RULES)
+            seen.append(decision.verdict)
+    assert seen[:4] == [Verdict.RAISE, Verdict.ROLLBACK] * 2
+    assert Verdict.RAISE not in seen[4:]
+    assert (state.notch, state.ceiling) == (0, 0)
+
+
+def test_a_wrong_feature_length_holds_sdm_back():
+    end = at(1863, feature_norm=2.0)
+    assert verdicts(end) == [(Verdict.HOLD, Cause.FEATURE_NORM_OFF)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"data_wait_share": 0.7}, Cause.DATA_STARVED),
+        ({"throughput_ratio": 0.3}, Cause.THROUGHPUT_FALLEN),
+        ({"top1": 1.0}, Cause.OVERFITTING),
+    ],
+)
+def test_hints_are_told_and_change_nothing(changes: dict[str, float], cause: Cause):
+    (decision,) = told(at(1863, **changes))
+    assert (decision.verdict, decision.cause) == (Verdict.RAISE, cause)
+    assert decision.findings
+    assert [a.name for a in decision.actions] == ["sdm_weight"]
+
+
+def test_cross_entropy_comes_before_sampling_and_sampling_before_norms():
+    everything = {"pair_coverage": 0.5, "rows_without_positive": 0.5, "feature_norm": 1.0}
+    state = PolicyState(verdict=Verdict.GO, best=0.94)
+    (decision,) = told(at(900, 0.96, **everything), state=state)
+    assert decision.cause is Cause.CE_REBOUND
+    lines = [f.line for f in decision.findings]
+    assert lines == ["ce_fraction", "rows_without_positive", "feature_norm"]
+
+
+@pytest.mark.parametrize(
+    ("line", "bound", "side"),
+    [("ce_fraction", 0.951, 1), ("rows_without_positive", 0.3, 1), ("ce_swing", 0.15, 1)],
+)
+def test_noise_around_a_bound_does_not_flap(line: str, bound: float, side: int):
+    state = PolicyState(verdict=Verdict.GO, best=0.94)
+    noisy = [bound + side * 0.004 * (-1) ** i for i in range(1, 20)]
+    values = [{line: v} | ({"pair_coverage": 1 - v} if "rows" in line else {}) for v in noisy]
+    reports = [healthy(600 + 50 * i, **({"ce_fraction": 0.945} | v)) for i, v in enumerate(values)]
+    found = [d.verdict is Verdict.HOLD for d in told(*reports, state=state)]
+    changes = sum(a != b for a, b in itertools.pairwise(found))
+    assert changes <= 1
+
+
+def test_the_state_stays_small():
+    state = GO
+    for i in range(200):
+        wild = at(100 * (i + 1), 0.3 + 0.68 * (i % 2), ce_swing=i % 3, top1=1.0)
+        state, _ = decide(state, wild, RULES)
+    assert len(state.since) < 20
