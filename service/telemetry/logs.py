@@ -76,7 +76,8 @@ def health_lines(report: HealthReport) -> list[str]:
     if report.sdm_weight > 0:
         lines.append(
             f"[sdm] loss={report.sdm:.3f} chance={report.sdm_chance:.3f} "
-            f"rows={report.sdm_rows:g} memory={report.memory_rows}"
+            f"rows={report.sdm_rows:g} positives={report.sdm_positives:.1f} "
+            f"gradient={report.sdm_gradient_share:.0%} memory={report.memory_rows}"
         )
     return lines
 
