@@ -43,10 +43,6 @@ class Finding:
     step: int
     since: int
 
-    def __str__(self) -> str:
-        since = f" since step {self.since}" if self.since < self.step else ""
-        return f"{self.line} is {self.observed:.4g}, bound {self.bound:.4g}{since}"
-
 
 ACTIONS = (
     "sdm_weight",

@@ -83,15 +83,22 @@ def health_lines(report: HealthReport) -> list[str]:
 
 
 def decision_line(decision: Mapping[str, Any]) -> str:
-    """A decision in one line; `decision` is `Decision.to_dict()`."""
+    """A decision in one line, with what was found; `decision` is `Decision.to_dict()`."""
     parts = [f"[verdict] step={decision['step']} {decision['verdict']}"]
     if decision.get("words"):
-        parts.append(decision["words"])
+        found = "; ".join(finding_words(f) for f in decision["findings"])
+        parts.append(decision["words"] + (f" ({found})" if found else ""))
     if decision.get("reason"):
         parts.append(decision["reason"])
     actions = [a for a in decision.get("actions", ()) if a["name"] != "stop"]
     acts = [action_words(action) for action in actions]
     return ": ".join(parts) + (f" [{', '.join(acts)}]" if acts else "")
+
+
+def finding_words(finding: Mapping[str, Any]) -> str:
+    """A finding: its line, what was observed, the bound, and since when."""
+    since = f" since step {finding['since']}" if finding["since"] < finding["step"] else ""
+    return f"{finding['line']} {finding['observed']:.4g}, bound {finding['bound']:.4g}{since}"
 
 
 def verdict_line(verdict: str, words: str, remedy: str) -> str:

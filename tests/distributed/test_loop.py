@@ -24,6 +24,7 @@ OVERRIDES = [
     "policy.final_look=24",
     "policy.go=0.9999",
     "policy.hold=0.99999",
+    "policy.collapse=0.999999",
     "policy.learning=0.999",
     "policy.min_fall=0",
     "policy.min_grad=0",

@@ -3,7 +3,7 @@
 import pytest
 
 from service.causes import Cause
-from service.decisions import Action, Decision, Directive, Verdict
+from service.decisions import Action, Decision, Directive, Finding, Verdict
 from service.telemetry import logs
 from tests.reports import HEALTHY, healthy
 
@@ -24,8 +24,10 @@ def test_the_health_lines_are_the_documents_own():
 
 
 def test_sdm_has_a_line_once_it_is_on():
-    lines = logs.health_lines(healthy(2000, sdm_weight=0.1, sdm=1.9, sdm_chance=2.1, sdm_rows=64))
-    assert "[sdm] loss=1.900 chance=2.100 rows=64 memory=0" in lines
+    on = {"sdm_weight": 0.1, "sdm": 1.9, "sdm_chance": 2.1, "sdm_rows": 64, "sdm_positives": 4.0}
+    lines = logs.health_lines(healthy(2000, sdm_gradient_share=0.25, **on))
+    line = "[sdm] loss=1.900 chance=2.100 rows=64 positives=4.0 gradient=25% memory=0"
+    assert line in lines
 
 
 def test_a_batch_without_positives_has_one_line():
@@ -37,6 +39,12 @@ def test_a_decision_says_verdict_cause_and_action_in_one_line():
     line = logs.decision_line(stop.to_dict())
     assert line == (
         "[verdict] step=300 NO_GO: the head's learning rate is too small to move the head"
+    )
+    found = (Finding("ce_fraction", 0.96, 0.951, 900, 800),)
+    hold = Decision(900, Verdict.HOLD, Cause.CE_REBOUND, found, reason="SDM waits")
+    assert logs.decision_line(hold.to_dict()) == (
+        "[verdict] step=900 HOLD: cross-entropy came back up, so the SDM weight must not rise "
+        "(ce_fraction 0.96, bound 0.951 since step 800): SDM waits"
     )
     raised = Decision(1863, Verdict.RAISE, actions=(Action("sdm_weight", 0.1),))
     assert logs.decision_line(raised.to_dict()) == "[verdict] step=1863 RAISE [sdm_weight=0.1]"
