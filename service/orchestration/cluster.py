@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from service.config import ClusterConfig
 from service.errors import ClusterError
 
 NAMESPACE = "crossreid"
+_CONNECT_S = 5.0
 _STORE_BYTES = 200_000_000
 """Object store of a cluster started here: data sets do not go through it."""
 
@@ -37,6 +39,8 @@ def environment(config: ClusterConfig) -> dict[str, str]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        # Seconds: what a sweep's driver that is lost may have made since Tune's last snapshot.
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
     }
 
@@ -67,6 +71,7 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
         # A cluster that we start tells nobody outside that it runs.
         values["RAY_USAGE_STATS_ENABLED"] = "0"
         values["RAY_enable_metrics_collection"] = "0"
+    _require_answer(address)
     with _set(values):
         if ray.is_initialized():
             yield Cluster(ray.get_runtime_context().gcs_address, local=False)
@@ -78,6 +83,24 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
                 yield Cluster(ray.get_runtime_context().gcs_address, local=address == "local")
         finally:
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuses at once an address where nobody listens; Ray itself tries for many minutes.
+
+    Raises:
+        ClusterError: nobody answers there.
+    """
+    host, sign, port = address.removeprefix("ray://").rpartition(":")
+    if not sign or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"nobody answers at {address}: {error.strerror or error}; check that the cluster runs, "
+            "and that cluster.address or RAY_ADDRESS is its head"
+        ) from error
 
 
 def require(config: ClusterConfig, trials: int = 1) -> None:

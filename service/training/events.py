@@ -50,7 +50,8 @@ def epoch(config: Config, progress: Progress, number: int) -> Event:
 
 
 def steps(samples: list[StepSample]) -> Event:
-    """The steps since the last flush, at the log period: their last number and their means."""
+    """The steps since the last such event: their last number, how many, their images, and means
+    of the rest."""
     n = len(samples)
     return {
         "event": "steps",
@@ -59,6 +60,9 @@ def steps(samples: list[StepSample]) -> Event:
         "top1": sum(s.top1 for s in samples) / n,
         "sdm": sum(s.sdm for s in samples) / n,
         "seconds": sum(s.seconds for s in samples) / n,
+        "data_wait_s": sum(s.data_wait_s for s in samples) / n,
+        "images": sum(s.images for s in samples),
+        "count": n,
     }
 
 

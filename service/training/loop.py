@@ -20,7 +20,7 @@ from service.config import Config
 from service.data.audit import audit
 from service.data.layout import Batch
 from service.data.records import Records
-from service.decisions import Decision, Verdict
+from service.decisions import Action, Decision, Verdict
 from service.distributed import Distributed
 from service.errors import (
     CheckpointError,
@@ -96,9 +96,10 @@ class Trainer:
         self.progress = Progress(
             sdm=SdmWeight.at_start(config.loss.sdm), head=HeadSchedule.at_start(config.optim)
         )
-        self.steering = Steering(world, ports.poll, self.emit, self.parts.memory)
+        self.steering = Steering(world, ports.poll, self.emit, self._act)
         self.newest: HealthReport | None = None
         self.decision: Decision | None = None
+        self.unlogged: list[StepSample] = []
         self.saved_step = 0
         self.journal: Journal | None = None
         self.write_error: CrossReidError | None = None
@@ -289,9 +290,11 @@ class Trainer:
 
     def _after_step(self, step: int, before: Before | None) -> None:
         schedule = self.schedule
-        samples = self._flush() if schedule.is_flush(step) else []
+        if schedule.is_flush(step):
+            self._flush()
         if schedule.is_log(step):
-            self.emit(events.steps(samples))
+            self.emit(events.steps(self.unlogged))
+            self.unlogged.clear()
         if before is not None:
             self._report(step, before)
         if schedule.is_checkpoint(step) and step < schedule.total:
@@ -300,12 +303,12 @@ class Trainer:
             line = events.progress_line(self.newest, self.progress if self.ports.decides else None)
             self.ports.progress(step, schedule.total, line)
 
-    def _flush(self) -> list[StepSample]:
+    def _flush(self) -> None:
         """Asks the device for its measurements; whatever is saved next knows every step."""
         self._check_finite(self.flag.raised(wait=True))
         samples = self.meter.flush(self.world)
         self.parts.health.add(samples)
-        return samples
+        self.unlogged += samples
 
     def _report(self, step: int, before: Before) -> None:
         gauges = read_gauges(self.parts, self.progress, self.config, self.world, before)
@@ -345,11 +348,14 @@ class Trainer:
         self.emit({"event": "decision", **decision.to_dict()})
         notch = f"notch {self.progress.policy.notch} of {len(self.rules.sdm.notches)}"
         for action in decision.actions:
-            act(action, self.progress, self.parts.memory, decision.reason or notch)
-            if action.name == "audit_sampler":
-                self._audit()
+            self._act(action, self.progress, decision.reason or notch)
         if decision.reason:
             self.progress.sdm = SdmWeight(self.progress.sdm.weight, decision.reason)
+
+    def _act(self, action: Action, progress: Progress, reason: str) -> None:
+        act(action, progress, self.parts.memory, reason)
+        if action.name == "audit_sampler":
+            self._audit()
 
     def _audit(self) -> None:
         """Looks at the coming batches: does the sampler really pair?"""

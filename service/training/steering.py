@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from service.decisions import Directive
+from service.decisions import Action, Directive
 from service.distributed import Distributed
 from service.errors import CrossReidError
-from service.losses.memory import CrossBatchMemory
-from service.training.acts import act
 from service.training.journal import Event
 from service.training.parts import raise_together
 from service.training.state import Progress
@@ -17,7 +15,8 @@ class Steering:
     """The directives that wait, and the one that stopped the run.
 
     poll: rank 0 asks it with the highest number it knows of, applied or waiting: so a directive
-    that is lined up for a later step is not taken again. emit: writes the journal.
+    that is lined up for a later step is not taken again. emit: writes the journal. act: carries one
+    action out, with the reason for it.
     """
 
     def __init__(
@@ -25,12 +24,12 @@ class Steering:
         world: Distributed,
         poll: Callable[[int], Directive | None],
         emit: Callable[[Event], None],
-        memory: CrossBatchMemory | None,
+        act: Callable[[Action, Progress, str], None],
     ) -> None:
         self._world = world
         self._poll = poll
         self._emit = emit
-        self._memory = memory
+        self._act = act
         self._waiting: list[Directive] = []
         self.stopped: Directive | None = None
 
@@ -85,5 +84,5 @@ class Steering:
     def _apply(self, directive: Directive, progress: Progress) -> None:
         progress.directive = directive.number
         for action in directive.actions:
-            act(action, progress, self._memory, directive.reason)
+            self._act(action, progress, directive.reason)
         self._emit({"event": "directive", "step": progress.step, "directive": directive.to_dict()})

@@ -414,6 +414,8 @@ def test_flushing_empties_the_memory_and_it_fills_again(records: Path, tmp_path:
     full = rows[14]
     assert full == 6 * 8
     assert [rows[step] for step in range(15, 24)] == [8, 16, 24, 32, 40, 48, 48, 48, 48]
+    (audit,) = events(tmp_path, "audit")
+    assert (audit["step"], audit["unpaired_ids"], audit["repeated_rows"]) == (14, 0, 0)
 
 
 def poisoned_after(step: int) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Whether a run fits a cluster, and how failures of workers are told apart; without Ray running."""
 
 import pickle
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,19 +61,31 @@ def test_a_run_that_fits_exactly_is_not_refused():
     require(ClusterConfig(num_workers=1), trials=2)
 
 
-def test_a_cluster_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_a_cluster_that_cannot_be_reached_is_named_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (
+        pytest.raises(ClusterError, match=rf"nobody answers at {address}"),
+        connected(ClusterConfig(address=address)),
+    ):
+        pass
+
+
+def test_a_cluster_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch):
     def refuse(**_: Any) -> None:
-        raise ConnectionError("nobody listens\nat all")
+        raise ConnectionError("another version\nat all")
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    config = ClusterConfig(address="192.0.2.1:6379")
-    with (
-        pytest.raises(ClusterError, match=r"cannot join the Ray cluster at 192\.0\.2\.1:6379"),
-        connected(config),
-    ):
-        pass
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with (
+            pytest.raises(ClusterError, match=rf"cannot join the Ray cluster at {address}"),
+            connected(ClusterConfig(address=address)),
+        ):
+            pass
 
 
 def test_ray_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch):
