@@ -1,9 +1,9 @@
-# make demo | test | check | bench: each sets up .venv first if it is not there.
+# make demo | test | check | prove | bench: each sets up .venv first if it is not there.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check prove bench clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
@@ -20,6 +20,7 @@ help:
 	@echo "make demo   data, training on two Ray workers, verdict, evaluation table"
 	@echo "make test   every test that this machine can run"
 	@echo "make check  lint, types, import contracts, fast tests"
+	@echo "make prove  every fault planted and named, twenty healthy runs left alone; a table, ten minutes"
 	@echo "make bench  benchmarks with their bars, as JSON lines"
 	@echo "make clean  removes .venv and the demo's data (runs/data); trained runs stay"
 
@@ -72,6 +73,10 @@ check: $(READY)
 
 test: check
 	$(ENV) $(BIN)/pytest tests/distributed tests/integration tests/ray
+
+prove: $(READY)
+	$(ENV) $(BIN)/pytest -q -n 2 -m prove tests/integration
+	$(ENV) $(BIN)/pytest -q -m prove tests/ray
 
 bench: $(READY)
 	@status=0; for file in tests/bench/bench_*.py; do $(ENV) $(BIN)/python $$file || status=1; done; exit $$status

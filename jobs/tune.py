@@ -1,4 +1,4 @@
-"""Ray job: runs a sweep. python -m jobs.tune CONFIG [a.b=c ...] [--run-id ID]"""
+"""Ray job: runs or continues a sweep. python -m jobs.tune CONFIG [a.b=c ...] [--run-id ID]"""
 
 import sys
 

@@ -48,6 +48,16 @@ def ended(
     return state, Decision(step, verdict, cause, findings, (action,))
 
 
+def since_notch(state: PolicyState, r: HealthReport, p: PolicyConfig) -> PolicyState:
+    """Notes whether CE has fallen since the last notch, once a whole window lies behind it."""
+    if not state.notch or r.step < state.notch_step + r.window:
+        return replace(state, low=None, has_fallen=False)
+    if state.low is None:
+        return replace(state, low=r.ce_fraction)
+    fell = r.ce_fraction <= state.low - p.margin
+    return replace(state, has_fallen=True) if fell else state
+
+
 def after_go(
     state: PolicyState, r: HealthReport, rules: Rules, found: Crossed
 ) -> tuple[PolicyState, Decision]:
@@ -93,8 +103,11 @@ def _broken(
     """What cannot be trained at all: SDM that never reaches the loss, or a fault that came late and
     has lasted a window. Where no gradient arrives at all, SDM's is not missed on its own."""
     is_learning = r.ce_fraction > rules.policy.settled
-    if "sdm_applied" in found and not (is_learning and found.keys() & set(_FAULTS)):
-        return state, _no_go(Cause.SDM_NOT_APPLIED, found["sdm_applied"])
+    if "sdm_applied" in found:
+        cause = _late_fault(r, found) if is_learning else None
+        keys = ("sdm_applied", *_FAULTS) if cause else ("sdm_applied",)
+        findings = tuple(found[key] for key in keys if key in found)
+        return state, _no_go(cause or Cause.SDM_NOT_APPLIED, *findings)
     lasting = {k: f for k, f in found.items() if r.step - f.since >= r.window}
     cause = _late_fault(r, lasting)
     if cause is None or not is_learning:
@@ -163,7 +176,7 @@ def _rise(
     lasts = r.step - max(finding.since, state.notch_step) >= rules.policy.rise_patience
     if state.notch and lasts and not falls:
         return _roll_back(state, r, rules, Cause.SDM_TOO_LARGE, found, finding)
-    cause = Cause.SDM_TOO_LARGE if "ce_rise" not in found else Cause.CE_REBOUND
+    cause = Cause.SDM_TOO_LARGE if "sdm_share" in found else Cause.CE_REBOUND
     return state, _Answer(Verdict.HOLD, cause, (finding,), reason="SDM waits for CE")
 
 

@@ -99,6 +99,10 @@ def _norm_bound(r: HealthReport, p: PolicyConfig) -> Iterator[_Bound]:
     )
 
 
+def _swing_bound(r: HealthReport, p: PolicyConfig) -> _Bound:
+    return _Bound("ce_swing", "ce_swing", r.ce_swing, p.max_swing, True, p.margin)
+
+
 def _first_bounds(state: PolicyState, r: HealthReport, p: PolicyConfig) -> Iterator[_Bound]:
     """What GO asks for.
 
@@ -113,20 +117,25 @@ def _first_bounds(state: PolicyState, r: HealthReport, p: PolicyConfig) -> Itera
         rise = per_step if r.ce_fraction <= p.learning else 0.0
         yield _Bound("ce_slope", "ce_slope", r.ce_slope, rise, True, includes=True)
     yield _Bound("head_growth", "head_growth", r.head_growth, p.min_head_growth, False)
+    yield _swing_bound(r, p)
 
 
 def _later_bounds(state: PolicyState, r: HealthReport, p: PolicyConfig) -> Iterator[_Bound]:
-    """What must hold once a run has learned."""
+    """What must hold once a run has learned.
+
+    SDM may own the gradient of a run whose CE has fallen with it: only while CE has not moved since
+    the last notch does the share count against it.
+    """
     best = r.ce_fraction if state.best is None else state.best
     yield _Bound("ce_hold", "ce_fraction", r.ce_fraction, p.hold, True, p.margin)
     yield _Bound("ce_collapse", "ce_fraction", r.ce_fraction, p.collapse, True, p.margin, True)
     yield _Bound("ce_rise", "ce_fraction", r.ce_fraction, best + p.rise, True, p.margin)
-    yield _Bound("ce_swing", "ce_swing", r.ce_swing, p.max_swing, True, p.margin)
+    yield _swing_bound(r, p)
     if r.sdm_scheduled_steps >= min(MIN_SDM_STEPS, r.window):
         yield _Bound("sdm_applied", "sdm_applied_share", r.sdm_applied_share, 0.5, False)
     if r.sdm_weight > 0:
         share = r.sdm_gradient_share
-        if r.ce_fraction > p.settled:
+        if r.ce_fraction > p.settled and _has_stood(state, r, p):
             yield _Bound("sdm_share", "sdm_gradient_share", share, p.max_sdm_share, True, p.margin)
         if r.sdm_rows > 0:
             yield _Bound("sdm_applied", "sdm_gradient_share", share, 0.0, False, includes=True)
@@ -138,6 +147,13 @@ def _later_bounds(state: PolicyState, r: HealthReport, p: PolicyConfig) -> Itera
     )
     if r.step <= r.total_steps / 2:
         yield _Bound("memorised", "top1", r.top1, p.memorised, True)
+
+
+def _has_stood(state: PolicyState, r: HealthReport, p: PolicyConfig) -> bool:
+    """Whether CE is still where it was one window after the last notch."""
+    if state.low is None or state.has_fallen:
+        return False
+    return r.ce_fraction > state.low - p.margin
 
 
 def _without_echoes(

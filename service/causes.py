@@ -67,8 +67,9 @@ WORDS: Mapping[Cause, tuple[str, str]] = {
     ),
     Cause.LABELS_SHUFFLED: (
         "gradients flow and the head moves, yet top-1 stays at chance: labels and rows do not "
-        "belong together",
-        "run `crossreid doctor data` and look at its sheet; then `crossreid doctor overfit`",
+        "belong together, or the body's rates or augmentation are so large that nothing is learned",
+        "run `crossreid doctor overfit`: if it passes, it is the labels (`crossreid doctor data "
+        "--sheet`), else the rates",
     ),
     Cause.CE_NOT_FALLING: (
         "cross-entropy does not fall far enough although the head moves and top-1 is above chance",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service import __version__
+from service.cli_doctor import Answer, add_doctor, add_explain, answer, explanation
 from service.errors import ConfigError, CrossReidError, ExitCode
 
 _EPILOG = """\
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_evaluate(commands)
     _add_config(commands)
+    add_doctor(commands, _command, _doctor)
+    add_explain(commands, _command, _explain)
     return parser
 
 
@@ -121,7 +124,15 @@ def _add_tune(commands: Any) -> None:
     tune = _command(commands, "tune", _tune, "run the sweep of a config")
     _add_config_words(tune)
     tune.add_argument("--run-id", metavar="ID", help="name of the sweep")
-    tune.add_argument("--dry-run", action="store_true", help="show the trials, start nothing")
+    tune.add_argument(
+        "--resume",
+        metavar="SWEEP",
+        help="continue this sweep of your own, by id or folder: Tune's files in it are unpickled",
+    )
+    tune.add_argument("--dry-run", action="store_true", help="show the cost, start nothing")
+    tune.add_argument(
+        "--seconds-per-step", type=float, metavar="S", help="with --dry-run, of one trial"
+    )
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -274,48 +285,64 @@ def _train_config(file: str | None, overrides: list[str], resume: str | None) ->
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from service import views
     from service.orchestration.space import check_space
 
-    config = _required_config(args.words)
-    check_space(config)
+    config = _tune_config(args)
+    if config is not None:
+        check_space(config)
     if args.dry_run:
         return _dry_run(args, config)
-    from dataclasses import asdict
-
+    from service import views_sweep
     from service.orchestration.tune import BEST_FILE, launch_tuning
 
-    with views.progress() as show:
-        found = launch_tuning(config, experiment_id=args.run_id, on_progress=show)
-    values = {
-        "run_id": found.experiment_id,
-        "run_dir": str(found.path),
-        "trials": [asdict(row) for row in found.rows],
-        "best": found.best.trial if found.best else None,
-        "exit_code": found.exit_code,
-    }
+    with views_sweep.sweep_progress() as show:
+        found = launch_tuning(
+            config, experiment_id=args.run_id, resume=args.resume, on_progress=show
+        )
     best = f"train the best again: crossreid train {found.path / BEST_FILE}\n" if found.best else ""
-    _result(args, values, f"{views.sweep(found)}everything is in {found.path}\n{best}")
+    again = (
+        f"continue it with crossreid tune --resume {found.path}\n"
+        if found.exit_code == ExitCode.INTERRUPTED
+        else ""
+    )
+    where = f"everything is in {found.path}\n"
+    _result(args, found.to_dict(), f"{views_sweep.final(found)}{where}{best}{again}")
     return found.exit_code
 
 
-def _dry_run(args: argparse.Namespace, config: Any) -> int:
-    from service.orchestration.space import num_trials
+def _tune_config(args: argparse.Namespace) -> Any:
+    """The sweep's config; None means that of the sweep to resume."""
+    from service.orchestration.words import split_words
 
-    number, cluster = num_trials(config), config.cluster
-    together = min(number, config.tune.max_concurrent)
+    if args.resume is None:
+        return _required_config(args.words)
+    if args.run_id or args.dry_run:
+        raise ConfigError("--resume goes on with a sweep that has a name; leave out what is new")
+    file, overrides = split_words(args.words)
+    if file is not None:
+        return _required_config(args.words)
+    if not overrides:
+        return None
+    from service.orchestration.runs import open_run
+    from service.settings import override
+
+    return override(open_run(args.resume).config, overrides)
+
+
+def _dry_run(args: argparse.Namespace, config: Any) -> int:
+    from service.orchestration.budget import Pace, budget, check_here, measured_pace
+
+    if args.seconds_per_step is not None and args.seconds_per_step <= 0:
+        raise ConfigError(f"--seconds-per-step must be above 0; found {args.seconds_per_step:g}")
+    given = args.seconds_per_step
+    check_here(config)
+    found = budget(config, Pace(given, "as given") if given else measured_pace(config))
     space = {
         name: distribution.model_dump(exclude_none=True)
         for name, distribution in config.tune.space.items()
     }
-    lines = [
-        f"{number} trials, {together} at a time, each {cluster.num_workers} workers with "
-        f"{cluster.cpus_per_worker:g} CPUs and {cluster.gpus_per_worker:g} GPUs",
-        *(f"{name}: {json.dumps(values)}" for name, values in space.items()),
-    ]
-    _result(
-        args, {"trials": number, "concurrent": together, "space": space}, "\n".join(lines) + "\n"
-    )
+    lines = [*found.lines(), *(f"{name}: {json.dumps(values)}" for name, values in space.items())]
+    _result(args, {**found.to_dict(), "space": space}, "\n".join(lines) + "\n")
     return ExitCode.OK
 
 
@@ -333,6 +360,19 @@ def _show_config(args: argparse.Namespace) -> int:
     config = _required_config(args.words)
     _result(args, config.model_dump(mode="json"), config.to_yaml())
     return ExitCode.OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    return _answered(args, answer(args))
+
+
+def _explain(args: argparse.Namespace) -> int:
+    return _answered(args, explanation(args))
+
+
+def _answered(args: argparse.Namespace, found: Answer) -> int:
+    _result(args, found.values, found.text)
+    return found.exit_code
 
 
 def _required_config(words: list[str]) -> Any:

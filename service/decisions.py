@@ -108,7 +108,8 @@ class PolicyState:
 
     verdict: WAIT, GO, PAUSE or NO_GO. notch: SDM notches taken, 0 is off; notch_step: of the last
     change. rollbacks: how often the weight was taken back; rollback_step: when last. ceiling: the
-    highest notch that may still be tried, None for all. best: lowest ce_fraction since GO.
+    highest notch that may still be tried, None for all. best: lowest ce_fraction since GO. low: the
+    first ce_fraction whose window lies behind the last notch; has_fallen: it clearly fell since.
     head_limit: head norm at which the head's rate is cut, None until it is known; head_cuts,
     head_cut_step: cuts so far. ids_per_batch: P that was asked for, None for the config's;
     ids_step: when that was, or, once ids_applied, when it was first seen in force. probed: the
@@ -123,6 +124,8 @@ class PolicyState:
     rollback_step: int = 0
     ceiling: int | None = None
     best: float | None = None
+    low: float | None = None
+    has_fallen: bool = False
     head_limit: float | None = None
     head_cuts: int = 0
     head_cut_step: int = 0
@@ -153,7 +156,8 @@ class Directive:
 
     number: rises with every directive of a trial, so repeating one changes nothing.
     apply_at_step: first step that runs with it; 0 is at once. actions: in order. verdict: of the
-    decision behind it, empty when a person asked.
+    decision behind it, empty when a person asked. state: the policy's after that decision, which
+    the trial keeps, so that it can go on alone.
     """
 
     number: int
@@ -161,6 +165,7 @@ class Directive:
     actions: tuple[Action, ...] = ()
     reason: str = ""
     verdict: str = ""
+    state: PolicyState | None = None
 
     @property
     def stop(self) -> bool:
@@ -173,7 +178,8 @@ class Directive:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with `stop`; `from_dict` gives an equal directive."""
-        return {**asdict(self), "stop": self.stop}
+        state = self.state.to_dict() if self.state else None
+        return {**asdict(self), "state": state, "stop": self.stop}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Directive":
@@ -183,4 +189,5 @@ class Directive:
             actions=tuple(Action(**action) for action in values["actions"]),
             reason=values["reason"],
             verdict=values["verdict"],
+            state=PolicyState.from_dict(values["state"]) if values["state"] else None,
         )

@@ -11,7 +11,7 @@ Before GO they are weighed together, here; after GO each rule looks at its own
 
 from dataclasses import replace
 
-from service.after_go import Crossed, after_go, ended
+from service.after_go import Crossed, after_go, ended, since_notch
 from service.bounds import Rules, crossed
 from service.causes import Cause
 from service.config import PolicyConfig
@@ -36,7 +36,7 @@ def decide(state: PolicyState, report: HealthReport, rules: Rules) -> tuple[Poli
     state = replace(state, since={key: finding.since for key, finding in found.items()})
     if state.verdict is Verdict.WAIT:
         return _before_go(state, report, rules, found)
-    return after_go(state, report, rules, found)
+    return after_go(since_notch(state, report, rules.policy), report, rules, found)
 
 
 def resumed(state: PolicyState, step: int) -> PolicyState:
@@ -84,7 +84,8 @@ def _before_go(
     if verdict is Verdict.NO_GO:
         cause = _cause(r, rules.policy, found)
         norm = norm if cause is Cause.FEATURE_NORM_OFF else ()
-        return ended(state, r.step, Verdict.NO_GO, cause, against + pairing + norm)
+        swings = (found["ce_swing"],) if "ce_swing" in found else ()
+        return ended(state, r.step, Verdict.NO_GO, cause, against + swings + pairing + norm)
     state = replace(state, verdict=Verdict.GO, best=r.ce_fraction)
     return after_go(state, r, rules, found)
 
@@ -109,7 +110,8 @@ def _cause(r: HealthReport, p: PolicyConfig, found: Crossed) -> Cause:
     """Why CE stands, from CE, Top-1, gradients, movement and lengths together.
 
     A Top-1 far above chance while CE stands means that features and labels fit and only the logits
-    are too small; a Top-1 at chance while everything moves means that they do not fit.
+    are too small; a Top-1 at chance while everything moves means that they do not fit. A CE that
+    swings, or lies far above chance, comes from logits that are too large.
     """
     if "head_grad" in found:
         return Cause.NO_GRADIENT
@@ -121,6 +123,8 @@ def _cause(r: HealthReport, p: PolicyConfig, found: Crossed) -> Cause:
         return Cause.HEAD_LR_TOO_SMALL
     if "feature_norm" in found:
         return Cause.FEATURE_NORM_OFF
+    if "ce_swing" in found or r.ce_fraction > 1.0 + p.max_swing:
+        return Cause.FLUCTUATION
     if r.ce_fall < p.min_fall:
         is_luck = r.top1 <= min(TOP1_OVER_CHANCE / r.num_classes, 0.5)
         return Cause.LABELS_SHUFFLED if is_luck else Cause.HEAD_LR_TOO_SMALL

@@ -14,7 +14,6 @@ from service.telemetry import logs
 
 if TYPE_CHECKING:
     from service.data.manifest import Manifest
-    from service.orchestration.tune import Sweep
 
 _AVERAGES = ("MM-1", "MM-2", "MM-3", "MM-4", "mean")
 
@@ -83,27 +82,9 @@ def evaluation(summary: Mapping[str, Any]) -> str:
     table.add_section()
     for group, row in _by_group(summary.get("after_neck", {})).items():
         table.add_row(f"{group} after the neck", *(_percent(row.get(name)) for name in shown))
-    text = _plain(table)
+    text = plain(table)
     chance = summary.get("chance_mAP")
     return text if chance is None else f"{text}mAP by chance {chance:.2%}\n"
-
-
-def sweep(result: "Sweep") -> str:
-    """The final table of a sweep."""
-    table = Table(title=f"Sweep {result.experiment_id}", title_justify="left")
-    for name in ("trial", "sample", "steps", "CE/lnC", "top-1", "verdict", "cause"):
-        table.add_column(name, overflow="fold")
-    for row in result.rows:
-        table.add_row(
-            row.trial,
-            " ".join(f"{key}={value}" for key, value in row.sample.items()),
-            str(row.steps),
-            _number(row.summary.get("ce_fraction"), ".3f"),
-            _number(row.summary.get("top1"), ".1%"),
-            row.verdict,
-            row.cause,
-        )
-    return _plain(table)
 
 
 def manifest(found: "Manifest", pairable: int, unpairable: list[str]) -> str:
@@ -129,10 +110,10 @@ def manifest(found: "Manifest", pairable: int, unpairable: list[str]) -> str:
     lines.append(f"quarantined: {len(found.quarantined)}")
     lines += [f"  {bad.split} {bad.source}: {bad.reason}" for bad in found.quarantined]
     lines += [f"{name}: {number}" for name, number in found.notes.items() if number]
-    return _plain(table) + "\n".join(lines) + "\n"
+    return plain(table) + "\n".join(lines) + "\n"
 
 
-def _plain(table: Table) -> str:
+def plain(table: Table) -> str:
     """A rich table as text; as wide as the terminal, or 120 columns where there is none."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     with console.capture() as text:
@@ -151,10 +132,6 @@ def _by_group(by_metric: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def _write_error(line: str) -> None:

@@ -132,7 +132,7 @@ def mask_tokens(tokens: torch.Tensor, draws: Draws) -> torch.Tensor:
 
     CLIP's end-of-text id is its largest, so pooling by argmax still finds the end.
     """
-    return tokens.masked_fill(draws.masked.to(tokens.device), MASKED_TOKEN)
+    return tokens.masked_fill(draws.masked.to(tokens.device, non_blocking=True), MASKED_TOKEN)
 
 
 def _boxes(u: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Entrypoints of Ray jobs: the same launches as the command line, with plain log lines.
 
-A job is started again after its driver was lost, with the same words. So for a training, a run id
-that exists means: continue that run. A sweep is not continued: it needs a run id of its own.
+A job is started again after its driver was lost, with the same words. So a run id that exists
+means: continue that training, or that sweep.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def train_entry(words: list[str]) -> int:
 
 
 def tune_entry(words: list[str]) -> int:
-    """CONFIG [a.b=c ...] [--run-id ID]: runs the sweep of CONFIG."""
+    """CONFIG [a.b=c ...] [--run-id ID]: runs the sweep of CONFIG, or goes on with it."""
     return _guarded(lambda write: _tune(words, write))
 
 
@@ -57,12 +57,20 @@ def _train(words: list[str], write: Write) -> int:
 
 
 def _tune(words: list[str], write: Write) -> int:
+    from service.orchestration.sweeps import is_sweep
     from service.orchestration.tune import launch_tuning
 
     config, run_id = _read(words)
-    sweep = launch_tuning(config, experiment_id=run_id, on_progress=PlainProgress(write))
+    again = run_id is not None and is_sweep(_folder(config, run_id))
+    sweep = launch_tuning(
+        config,
+        experiment_id=None if again else run_id,
+        resume=str(_folder(config, run_id)) if again and run_id else None,
+        on_progress=PlainProgress(write),
+    )
     for row in sweep.rows:
-        write(f"{row.trial} {row.sample} {logs.verdict_line(row.verdict, row.cause, row.remedy)}")
+        write(f"{row.trial} {row.sample} {logs.verdict_line(row.verdict, row.told, row.remedy)}")
+    write(f"steps {sweep.steps}, saved by stopping early {sweep.steps_saved}")
     write(f"sweep folder {sweep.path}")
     return sweep.exit_code
 
@@ -104,7 +112,11 @@ def _read(words: list[str]) -> tuple[Config, str | None]:
 
 
 def _exists(config: Config, run_id: str) -> bool:
-    return is_run(Path(config.run.storage).expanduser() / check_run_id(run_id))
+    return is_run(_folder(config, run_id))
+
+
+def _folder(config: Config, run_id: str) -> Path:
+    return Path(config.run.storage).expanduser() / check_run_id(run_id)
 
 
 def _guarded(call: Callable[[Write], int]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from ray.util.placement_group import PlacementGroup
 
 from service.config import PolicyConfig
-from service.decisions import Decision
+from service.decisions import Decision, Verdict
 from service.health import HealthReport
 from service.orchestration.control import ControlReader, News
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
@@ -32,6 +32,11 @@ class _Trial:
     has_ended: bool = False
     said: tuple[Any, ...] = ()
     verdict: str = ""
+    cause: str = ""
+    coverage: float | None = None
+    sample: dict[str, Any] = field(default_factory=dict)
+    line: dict[str, Any] = field(default_factory=dict)
+    total: int = 0
     placement_groups: list[PlacementGroup] = field(default_factory=list)
 
 
@@ -79,19 +84,15 @@ class Monitor:
             trial.stood = (step, trial.starts)
             trial.series.step(step, total, self._now())
         self._push(news.key)
-        line = news.progress.get("line", {})
-        if line and trial.verdict:
-            line = {**line, "verdict": trial.verdict}
-        self._on_progress(
-            Update(
-                trial=news.key,
-                step=step,
-                total=total,
-                line=line,
-                messages=tuple(messages),
-                restarts=max(trial.starts - 1, 0),
-            )
-        )
+        trial.line, trial.total = news.progress.get("line", {}), total
+        self._tell(news.key, messages, step)
+
+    def sampled(self, key: str, sample: dict[str, Any]) -> None:
+        """A sweep has made the trial with this sample; said once."""
+        trial = self._trial(key)
+        if trial.sample != sample:
+            trial.sample = sample
+            self._tell(key, [])
 
     def decided(self, key: str, decision: Decision) -> None:
         """Notes a decision that was taken outside the trial; said at the next look if it is new.
@@ -103,9 +104,12 @@ class Monitor:
     def ended(self, key: str) -> None:
         """The trial has ended by itself: its series are not pushed any more."""
         trial = self._trial(key)
-        if self._exporter is not None and not trial.has_ended:
+        if trial.has_ended:
+            return
+        if self._exporter is not None:
             self._exporter.end(key)
         trial.has_ended = True
+        self._tell(key, [])
 
     def placement_groups(self, key: str) -> list[PlacementGroup]:
         """What holds, or held, the resources of the trial's workers."""
@@ -121,10 +125,30 @@ class Monitor:
             key, decision = self._decisions.get()
             trial = self._trial(key)
             trial.verdict = str(decision.verdict)
+            trial.cause = decision.words or decision.reason
             lines = self._decision(trial, decision.to_dict())
             self._push(key)
             if lines:
-                self._on_progress(Update(trial=key, messages=tuple(lines)))
+                self._tell(key, lines)
+
+    def _tell(self, key: str, messages: list[str], step: int = 0) -> None:
+        """Passes on how the trial stands; a decision from outside counts over its own."""
+        trial = self._trial(key)
+        judged = {"verdict": trial.verdict, "cause": trial.cause} if trial.verdict else {}
+        seen = {} if trial.coverage is None else {"pair_coverage": trial.coverage}
+        line = {"verdict": str(Verdict.WAIT), **trial.line, **seen, **judged} if trial.line else {}
+        self._on_progress(
+            Update(
+                trial=key,
+                step=step,
+                total=trial.total,
+                line=line,
+                messages=tuple(messages),
+                restarts=max(trial.starts - 1, 0),
+                sample=trial.sample,
+                ended=trial.has_ended,
+            )
+        )
 
     def _event(self, trial: _Trial, event: dict[str, Any]) -> list[str]:
         """Takes a journal line in; gives what to say about it."""
@@ -138,6 +162,7 @@ class Monitor:
             case "health":
                 report = HealthReport.from_dict(event["health"])
                 trial.series.health(report)
+                trial.coverage = report.pair_coverage
                 return logs.health_lines(report)
             case "decision":
                 return self._decision(trial, event)

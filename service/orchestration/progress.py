@@ -10,6 +10,9 @@ from service.telemetry import logs
 MAIN_TRIAL = "main"
 """The key of a plain training, which is one trial."""
 
+SWEEP = "sweep"
+"""The key under which messages about a whole sweep come; its total counts trials."""
+
 _SAY_S = 5.0
 
 
@@ -19,6 +22,7 @@ class Update:
 
     trial: its key. step, total: 0 before the first step. line: the loop's latest numbers.
     messages: log lines for people, in order. restarts: times its workers were started again.
+    sample: what a sweep drew for it, empty in a plain training. ended: it makes no more steps.
     """
 
     trial: str
@@ -27,6 +31,8 @@ class Update:
     line: dict[str, Any] = field(default_factory=dict)
     messages: tuple[str, ...] = ()
     restarts: int = 0
+    sample: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
 
 
 OnProgress = Callable[[Update], None]

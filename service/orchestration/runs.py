@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from service.config import Config
 from service.decisions import Verdict
 from service.errors import ExitCode, RunError
+from service.orchestration.sweep_journal import FILE_NAME as SWEEP_JOURNAL
 from service.settings import load_text, override
 from service.training.files import write_text
 from service.training.ports import Outcome
@@ -193,6 +194,11 @@ def resume_run(run: str, config: Config | None = None) -> Run:
         RunError: no such run, another config, or a run that has ended.
     """
     found = open_run(run, config.run.storage if config else "runs")
+    if (found.path / SWEEP_JOURNAL).exists():
+        raise RunError(
+            f"{found.path} is a sweep; continue it with crossreid tune {resume_words(found.path)}, "
+            f"or one of its trials with crossreid train --resume {found.path}/<trial>"
+        )
     _refuse_ended(found)
     if config is None:
         return found

@@ -1,5 +1,6 @@
 """The search space of a sweep: dotted settings, their distributions, and one trial's config."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -42,10 +43,12 @@ def check_space(config: Config) -> None:
     known = set(known_settings())
     for name, distribution in config.tune.space.items():
         if name not in known:
-            raise ConfigError(f"tune.space.{name}: unknown setting; see `crossreid config show`")
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}?" if near else "see `crossreid config show`"
+            raise ConfigError(f"tune.space.{name}: unknown setting; {hint}")
         if name.startswith(_FIXED):
             raise ConfigError(f"tune.space.{name}: this is the same for all trials of a sweep")
-        for value in _values(distribution):
+        for value in values_of(distribution):
             with_sample(config, {name: value})
 
 
@@ -76,6 +79,7 @@ def _domain(distribution: Distribution) -> Any:
     return tune.loguniform(*distribution.loguniform)
 
 
-def _values(distribution: Distribution) -> tuple[Any, ...]:
+def values_of(distribution: Distribution) -> tuple[Any, ...]:
+    """What a grid or choice holds, or both ends of a range."""
     kinds = (distribution.grid, distribution.choice, distribution.uniform, distribution.loguniform)
     return next(tuple(values) for values in kinds if values is not None)

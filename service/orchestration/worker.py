@@ -21,6 +21,7 @@ from service import errors
 from service.errors import ClusterError, CrossReidError
 from service.orchestration.cluster import first_line
 from service.orchestration.control import ControlClient, find_control
+from service.orchestration.scalars import scalars
 from service.settings import load_text
 
 if TYPE_CHECKING:
@@ -184,8 +185,10 @@ def _ports(job: Job, client: ControlClient | None) -> "Ports":
 
 
 def _report_to_tune(payload: dict[str, Any]) -> None:
-    """As text, because Tune takes nested mappings apart before its scheduler sees them."""
-    ray.train.report({**payload, "health": json.dumps(payload["health"])})
+    """Health as text, because Tune takes nested mappings apart before its scheduler sees them; its
+    numbers also one by one, for Tune's searches and loggers."""
+    health = payload["health"]
+    ray.train.report({**payload, **scalars(health), "health": json.dumps(health)})
 
 
 def _quieten_ray() -> None:

@@ -83,6 +83,8 @@ class Steering:
 
     def _apply(self, directive: Directive, progress: Progress) -> None:
         progress.directive = directive.number
+        if directive.state is not None:
+            progress.policy = directive.state
         for action in directive.actions:
             self._act(action, progress, directive.reason)
         self._emit({"event": "directive", "step": progress.step, "directive": directive.to_dict()})

@@ -50,6 +50,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     ]
     for title, columns in _TABLES:
         rows = [figure for figure in found if title in figure]
+        rows.sort(key=lambda row: (row[title], row.get("seed", 0)))
         if rows:
             terminalreporter.write_line("")
             for line in _table(columns, rows):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from service.config import Config
-from service.decisions import Action, Directive
+from service.decisions import Action, Directive, PolicyState, Verdict
 from service.distributed import Distributed
 from service.errors import CheckpointError, DataError, ExitCode, FrozenLayerError, NonFiniteError
 from service.health import StepSample
@@ -495,3 +495,13 @@ def test_a_layer_that_nobody_asked_to_freeze_is_refused(
     monkeypatch.setattr(parts_module, "CrossReID", frozen)
     with pytest.raises(FrozenLayerError, match="patch"):
         run(small_config(records), tmp_path)
+
+
+def test_a_trial_keeps_the_state_that_was_decided_for_it(records: Path, tmp_path: Path):
+    decided = PolicyState(verdict=Verdict.GO, notch=2, notch_step=15, best=0.9)
+    raise_ = Directive(1, 6, (Action("sdm_weight", 0.3),), state=decided)
+    config = small_config(records, ["train.max_steps=20"])
+    run(config, tmp_path, steering(raise_))
+    kept = state(tmp_path)["progress"]
+    assert PolicyState.from_dict(kept["policy"]) == decided
+    assert kept["sdm"]["weight"] == 0.3

@@ -83,10 +83,14 @@ def test_a_paused_run_goes_on_with_new_patience():
 def test_sdm_that_crowds_cross_entropy_out_is_held_and_taken_back():
     on = PolicyState(verdict=Verdict.GO, notch=1, notch_step=600, best=0.8)
     crowd = {**SCHEDULED, "sdm_weight": 0.1, "sdm_gradient_share": 0.95, "ce_slope": 0.0}
-    found = verdicts(at(700, 0.8, **crowd), at(800, 0.8, **crowd), state=on)
-    assert found == [(Verdict.HOLD, Cause.SDM_TOO_LARGE), (Verdict.ROLLBACK, Cause.SDM_TOO_LARGE)]
-    learns = {**crowd, "ce_slope": -0.01}
-    assert verdicts(at(700, 0.8, **learns), state=on) == [(Verdict.GO, Cause.NONE)]
+    found = verdicts(*(at(700 + 100 * i, 0.8, **crowd) for i in range(3)), state=on)
+    assert found == [
+        (Verdict.GO, Cause.NONE),
+        (Verdict.HOLD, Cause.SDM_TOO_LARGE),
+        (Verdict.ROLLBACK, Cause.SDM_TOO_LARGE),
+    ]
+    falls = verdicts(*(at(700 + 100 * i, 0.8 - 0.02 * i, **crowd) for i in range(3)), state=on)
+    assert falls == [(Verdict.GO, Cause.NONE)] * 3
 
 
 def test_a_notch_is_tried_twice_and_then_no_more():

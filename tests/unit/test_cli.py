@@ -192,14 +192,6 @@ def test_an_interrupt_ends_with_130(config: str, capsys: Any, monkeypatch: pytes
     assert (code, err) == (ExitCode.INTERRUPTED, "crossreid: interrupted\n")
 
 
-def test_a_dry_run_shows_the_trials_and_makes_nothing(config: str, tmp_path: Path, capsys: Any):
-    space = "tune.space={optim.head_lr: {grid: [3e-3, 1e-5]}}"
-    code, out, _ = run(capsys, "tune", config, "--dry-run", space, "tune.max_concurrent=2")
-    assert code == ExitCode.OK
-    assert out.startswith("2 trials, 2 at a time, each 1 workers with 1 CPUs and 0 GPUs\n")
-    assert not (tmp_path / "runs").exists()
-
-
 def test_synth_ingest_and_inspect_tell_what_they_made(tmp_path: Path, capsys: Any):
     folder, records = str(tmp_path / "orbench"), str(tmp_path / "records")
     small = ["--people", "6", "--images", "5", "--size", "32x32", "--sheet", f"{tmp_path}/s.png"]

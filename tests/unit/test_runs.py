@@ -189,3 +189,10 @@ def test_a_run_that_has_ended_says_what_is_left_to_do(
     write_summary(run.path, summary)
     with pytest.raises(RunError, match=remedy):
         resume_run(str(run.path))
+
+
+def test_a_sweep_is_not_continued_as_a_run(config: Config):
+    run = create_run(config, "sweep")
+    (run.path / "decisions.jsonl").write_text("")
+    with pytest.raises(RunError, match="is a sweep; continue it with crossreid tune --resume"):
+        resume_run(str(run.path))

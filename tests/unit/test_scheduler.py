@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,57 +10,19 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from service.config import Config, DataConfig
 from service.decisions import Action, Decision, Directive, Verdict
 from service.errors import RunError
-from service.health import HealthReport
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.settings import override
 from tests.reports import healthy, stuck
+from tests.sweeps import Sweep, controller
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
-
-
-class Sweep:
-    """A scheduler with a clock that stands still, and what it sent and said."""
-
-    def __init__(self, journal: Path, config: Config | None = None) -> None:
-        self.config = config or Config(data=DataConfig(records="nowhere"))
-        self.time = 0.0
-        self.sent: list[tuple[str, Directive]] = []
-        self.heard: list[tuple[str, Decision]] = []
-        self.scheduler = GoNoGoScheduler(
-            self.config, journal, clock=lambda: self.time, now=lambda: 1000.0 + self.time
-        )
-        self.attach()
-
-    def attach(self) -> None:
-        self.scheduler.attach(
-            lambda key, directive: self.sent.append((key, directive)),
-            lambda key, report, decision: self.heard.append((key, decision)),
-        )
-
-    def report(self, report: HealthReport, trial: str = "a", directive: int = 0, **sample: Any):
-        found = SimpleNamespace(trial_id=trial, config=sample)
-        result = {"health": json.dumps(report.to_dict()), "directive": directive}
-        return self.scheduler.on_trial_result(None, found, result)
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
     return Sweep(tmp_path / "decisions.jsonl")
-
-
-def controller(*trials: str) -> Any:
-    """A Tune controller with running trials that notes whom it was told to stop."""
-    stopped: list[str] = []
-    found = [SimpleNamespace(trial_id=name, status="RUNNING") for name in trials]
-    return SimpleNamespace(
-        get_trials=lambda: found,
-        stop_trial=lambda trial: stopped.append(trial.trial_id),
-        stopped=stopped,
-        search_alg=None,
-    )
 
 
 def test_a_stuck_trial_is_asked_to_stop_with_the_cause_and_goes_on_until_it_does(sweep: Sweep):
@@ -75,7 +38,11 @@ def test_a_healthy_trial_is_sent_nothing_until_its_sdm_weight_rises(sweep: Sweep
     sweep.report(healthy(200))
     assert sweep.sent == []
     sweep.report(healthy(1863))
-    assert sweep.sent[-1] == ("a", Directive(1, 0, (Action("sdm_weight", 0.1),), "RAISE", "RAISE"))
+    key, sent = sweep.sent[-1]
+    raised = Directive(1, 0, (Action("sdm_weight", 0.1),), "RAISE", "RAISE", sent.state)
+    assert (key, sent) == ("a", raised)
+    assert sent.state is not None
+    assert (sent.state.verdict, sent.state.notch) == (Verdict.GO, 1)
 
 
 def test_a_directive_is_repeated_until_its_echo_comes(sweep: Sweep):
@@ -132,7 +99,7 @@ def test_a_missing_health_line_is_named(sweep: Sweep):
     values = healthy(200).to_dict()
     del values["head_norm"]
     trial = SimpleNamespace(trial_id="t7", config={})
-    with pytest.raises(RunError, match="without the line 'head_norm'"):
+    with pytest.raises(RunError, match=r"without the line 'head_norm'"):
         sweep.scheduler.on_trial_result(None, trial, {"health": values})
 
 
@@ -147,7 +114,7 @@ def test_the_scheduler_pickles_without_its_way_to_the_trials(sweep: Sweep):
     scheduler.attach(lambda key, directive: None, lambda key, report, decision: None)
     again = pickle.loads(pickle.dumps(scheduler))
     trial = SimpleNamespace(trial_id="a", config={})
-    with pytest.raises(RunError, match="attach"):
+    with pytest.raises(RunError, match=r"attach"):
         again.on_trial_result(None, trial, {"health": stuck(300).to_dict()})
 
 
@@ -156,10 +123,12 @@ def test_decisions_are_journalled_with_time_state_and_directive(sweep: Sweep, tm
     sweep.time = 5.0
     sweep.report(healthy(1863))
     lines = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
-    assert [(line["time"], line["trial"], line["step"]) for line in lines] == [
+    assert [(line["time"], line["trial"], line.get("step")) for line in lines] == [
+        (1000.0, "a", None),
         (1000.0, "a", 200),
         (1005.0, "a", 1863),
     ]
+    lines = lines[1:]
     assert [line["decision"]["verdict"] for line in lines] == ["GO", "RAISE"]
     assert lines[0]["directive"] is None
     assert lines[1]["directive"]["actions"] == [{"name": "sdm_weight", "value": 0.1}]
@@ -189,3 +158,97 @@ def test_the_verdict_that_counts_is_the_last_one_beyond_waiting(sweep: Sweep):
     assert sweep.scheduler.trials["a"].verdict.verdict is Verdict.WAIT
     sweep.report(healthy(300))
     assert sweep.scheduler.trials["a"].verdict.verdict is Verdict.GO
+
+
+def decided(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, *answers: Decision) -> None:
+    """Lets the policy answer with these, in order."""
+    left = list(answers)
+    monkeypatch.setattr(
+        "service.orchestration.scheduler.decide",
+        lambda state, report, rules: (state, replace(left.pop(0), step=report.step)),
+    )
+
+
+def test_a_pause_is_asked_for_like_a_stop_and_nothing_more_is_decided(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+):
+    decided(sweep, monkeypatch, Decision(0, Verdict.PAUSE, actions=(Action("pause"),)))
+    assert sweep.report(healthy(300)) == CONTINUE
+    ((_, directive),) = sweep.sent
+    assert (directive.stop, directive.verdict) == (True, "PAUSE")
+    assert sweep.report(healthy(400), directive=1) == CONTINUE
+    record = sweep.scheduler.trials["a"]
+    assert [d.verdict for d in record.decisions] == [Verdict.PAUSE]
+    assert (record.step, record.note) == (400, "")
+    sweep.time = sweep.config.tune.grace_s + 0.1
+    assert sweep.report(healthy(500), directive=1) == STOP
+
+
+def test_what_an_older_directive_asked_for_in_vain_is_asked_again(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+):
+    decided(
+        sweep,
+        monkeypatch,
+        Decision(0, Verdict.RAISE, actions=(Action("sdm_weight", 0.1), Action("head_lr", 3e-3))),
+        Decision(0, Verdict.ROLLBACK, actions=(Action("sdm_weight", 0.0),)),
+        Decision(0, Verdict.GO, actions=(Action("head_lr", 1e-3),)),
+    )
+    sweep.report(healthy(300))
+    sweep.report(healthy(400), directive=0)
+    assert sweep.sent[-1][1].actions == (Action("head_lr", 3e-3), Action("sdm_weight", 0.0))
+    sweep.report(healthy(500), directive=2)
+    assert sweep.sent[-1][1].number == 3
+    assert sweep.sent[-1][1].actions == (Action("head_lr", 1e-3),)
+
+
+def test_a_journal_that_cannot_be_written_says_so_before_anything_is_sent(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+):
+    sweep.report(stuck(200))
+    sweep.journal.path.chmod(0o400)
+    sweep.journal.path.rename(sweep.journal.path.with_suffix(".was"))
+    sweep.journal.path.mkdir()
+    with pytest.raises(RunError, match=r"journal .*decisions\.jsonl cannot be written"):
+        sweep.report(stuck(300))
+    assert sweep.sent == []
+
+
+def test_no_more_trials_are_made_than_may_run_together(tmp_path: Path):
+    sweep = Sweep(tmp_path / "decisions.jsonl")
+    sweep.config = override(sweep.config, ["tune.max_concurrent=2"])
+    sweep = Sweep(tmp_path / "other.jsonl", sweep.config)
+    assert sweep.scheduler.has_room()
+    first, _ = sweep.add("a"), sweep.add("b")
+    assert not sweep.scheduler.has_room()
+    sweep.scheduler.on_trial_complete(None, first, {"outcome": '{"verdict": "WAIT"}'})
+    assert sweep.scheduler.has_room()
+    sweep.scheduler.is_closed = True
+    assert not sweep.scheduler.has_room()
+
+
+def test_a_trial_that_was_asked_to_stop_and_lost_its_process_is_not_started_again(sweep: Sweep):
+    trial = sweep.add("a")
+    sweep.report(stuck(300))
+    sweep.scheduler.on_trial_error(None, trial)
+    sweep.add("a")
+    tune = controller("a")
+    tune.get_trials()[0].status = "PENDING"
+    sweep.scheduler.choose_trial_to_run(tune)
+    assert tune.stopped == ["a"]
+    sweep.scheduler.on_trial_remove(None, trial)
+    assert [line["event"] for line in sweep.lines] == ["trial", "decision", "end"]
+
+
+def test_a_trial_that_the_user_or_the_cluster_stopped_has_not_ended_for_good(sweep: Sweep):
+    outcomes = [
+        {"verdict": "STOPPED", "words": "interrupted"},
+        {"error": {"type": "ClusterError", "message": "lost"}},
+        {"error": {"type": "DataError", "message": "bad"}},
+        {"verdict": "WAIT"},
+    ]
+    for name, outcome in zip("abcd", outcomes, strict=True):
+        trial = sweep.add(name)
+        sweep.scheduler.on_trial_complete(None, trial, {"outcome": json.dumps(outcome)})
+    assert [line["trial"] for line in sweep.lines if line["event"] == "end"] == ["c", "d"]
+    assert sweep.scheduler.ended == set("abcd")

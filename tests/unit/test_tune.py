@@ -1,4 +1,4 @@
-"""How a sweep's results become rows and an exit code, and what the watch passes on; without Ray."""
+"""How a sweep is continued or refused, and what its watch passes on; without Ray."""
 
 import json
 from pathlib import Path
@@ -9,61 +9,132 @@ import pytest
 
 from service.config import Config, DataConfig
 from service.decisions import Directive
-from service.errors import DataError
+from service.errors import ExitCode, RunError
+from service.orchestration import entry, tune, watch
 from service.orchestration.background import Background
-from service.orchestration.runs import Run
-from service.orchestration.tune import Row, _exit_code, _row, _Watch
-from service.orchestration.worker import error_values
+from service.orchestration.nested import past_end
+from service.orchestration.rows import Sweep
+from service.orchestration.runs import Run, held, make_run, write_summary
+from service.orchestration.sweep_journal import FILE_NAME, SweepJournal, head_line
+from service.orchestration.sweeps import is_sweep, resume_sweep
+from service.orchestration.tune import _can_restore
+from service.orchestration.watch import Watch
+from service.settings import override
+from service.training.journal import Journal
+
+SPACE = "tune.space={run.seed: {grid: [0, 1]}}"
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Run:
-    return Run("sweep", tmp_path, Config(data=DataConfig(records="r")))
+    """A sweep that was started."""
+    config = override(Config(data=DataConfig(records="/r")), [SPACE, f"run.storage={tmp_path}"])
+    run = make_run(Run("s", tmp_path / "s", config))
+    SweepJournal(run.path / FILE_NAME).append(head_line("s", config))
+    return run
 
 
-def result(
-    error: Exception | None = None, outcome: dict[str, Any] | None = None, **metrics: Any
-) -> Any:
-    """As Tune returns it."""
-    told = metrics | ({"outcome": json.dumps(outcome)} if outcome else {})
-    return SimpleNamespace(metrics=told or None, config=None, error=error, path="/t/trial_7")
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_trial_that_never_reported_has_a_line_with_its_error(sweep: Run):
-    row = _row(sweep, result(RuntimeError("ray::trial()\n  at x\nValueError: why\n")), {})
-    assert (row.trial, row.verdict, row.cause) == ("trial_7", "ERROR", "ValueError: why")
-    silent = _row(sweep, result(RuntimeError("")), {})
-    assert (silent.verdict, silent.cause) == ("ERROR", "RuntimeError")
-    assert _row(sweep, SimpleNamespace(**{**vars(result()), "path": None}), {}).trial == "unknown"
+def test_a_sweep_is_found_by_its_folder_or_its_id(sweep: Run, tmp_path: Path):
+    assert is_sweep(sweep.path)
+    assert not is_sweep(tmp_path)
+    assert resume_sweep(str(sweep.path)) == sweep
+    assert resume_sweep("s", sweep.config) == sweep
 
 
-def test_a_damaged_summary_costs_its_trial_only(sweep: Run):
-    (sweep.path / "t1").mkdir()
-    (sweep.path / "t1" / "summary.json").write_text("{")
-    row = _row(sweep, result(trial_id="t1", outcome={"verdict": "WAIT"}), {})
-    assert row.verdict == "ERROR"
-    assert "is damaged" in row.cause
+def test_a_sweep_may_go_on_elsewhere_but_not_as_another_one(sweep: Run):
+    elsewhere = override(sweep.config, ["cluster.num_workers=2", "tune.max_concurrent=2"])
+    assert resume_sweep("s", elsewhere).config.tune.max_concurrent == 2
+    before = files(sweep.path)
+    for other in ("optim.weight_decay=0.3", "tune.samples=3", "run.seed=1"):
+        with pytest.raises(RunError, match=r"belongs to another sweep.*nothing was changed"):
+            resume_sweep("s", override(sweep.config, [other]))
+    assert files(sweep.path) == before
 
 
-def test_a_sweep_of_errors_ends_with_the_exit_code_of_a_training(sweep: Run):
-    fault = {"verdict": "ERROR", "words": "TypeError: x", "remedy": "see"}
-    broken = _row(sweep, result(trial_id="a", outcome=fault), {})
-    data = {"error": error_values(DataError("bad"))}
-    mistaken = _row(sweep, result(trial_id="b", outcome=data), {})
-    lost = _row(sweep, result(RuntimeError("gone"), trial_id="c"), {})
-    assert (broken.exit_code, mistaken.exit_code, lost.exit_code) == (1, 2, 1)
-    assert _exit_code((broken, lost)) == 1
-    assert _exit_code((mistaken,)) == 2
-    assert _exit_code((broken, mistaken)) == 1
-    assert _exit_code((broken, Row("d", {}, "NO_GO"))) == 3
-    assert _exit_code((broken, Row("d", {}, "NO_GO"), Row("e", {}, "GO"))) == 0
-    assert _exit_code(()) == 2
+def test_a_finished_sweep_is_refused_and_an_interrupted_one_is_not(sweep: Run):
+    write_summary(sweep.path, {"verdict": "STOPPED", "steps": 7})
+    assert resume_sweep(str(sweep.path)) == sweep
+    write_summary(sweep.path, {"verdict": "GO", "steps": 700})
+    with pytest.raises(RunError, match=r"sweep s has ended: GO after 700 steps"):
+        resume_sweep(str(sweep.path))
 
 
-def test_secrets_in_errors_do_not_reach_the_table(sweep: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("STORE_SECRET", "0123456789")
-    row = _row(sweep, result(RuntimeError("refused 0123456789")), {})
-    assert row.cause == "refused <STORE_SECRET>"
+def test_a_training_is_not_continued_as_a_sweep(sweep: Run):
+    Journal(sweep.path, 1).close()
+    with pytest.raises(RunError, match=r"is a run, not a sweep.*train --resume"):
+        resume_sweep(str(sweep.path))
+    with pytest.raises(RunError, match=r"no run 'nobody'"):
+        resume_sweep("nobody")
+
+
+def test_a_sweep_killed_before_its_first_line_begins_anew(sweep: Run):
+    (sweep.path / FILE_NAME).unlink()
+    assert resume_sweep(str(sweep.path)) == sweep
+
+
+def outcome(verdict: str, words: str = "") -> dict[str, Any]:
+    values = {"verdict": verdict, "cause": "", "words": words, "remedy": "", "exit_code": 0}
+    return {**values, "summary": {"steps": 40}}
+
+
+@pytest.mark.parametrize(
+    ("events", "has_ended"),
+    [
+        ([], False),
+        ([{"event": "start"}], False),
+        ([{"event": "start"}, {"event": "end", **outcome("WAIT")}], True),
+        ([{"event": "start"}, {"event": "end", **outcome("STOPPED", "no gradient")}], True),
+        ([{"event": "start"}, {"event": "end", **outcome("STOPPED", "interrupted")}], False),
+        ([{"event": "end", **outcome("WAIT")}, {"event": "start"}], False),
+    ],
+)
+def test_a_trial_has_ended_when_its_own_journal_says_so(
+    sweep: Run, events: list[dict[str, Any]], has_ended: bool
+):
+    journal = Journal(sweep.path, 1)
+    for event in events:
+        journal.append(event)
+    journal.close()
+    found = past_end(sweep)
+    assert (found is not None) == has_ended
+    if found is not None:
+        assert found == outcome(found["verdict"], found["words"])
+
+
+def snapshot(sweep: Run, name: str, text: str) -> Path:
+    folder = sweep.path / "tune"
+    folder.mkdir(exist_ok=True)
+    (folder / "tuner.pkl").write_bytes(b"")
+    (folder / f"experiment_state-{name}.json").write_text(text)
+    return folder
+
+
+def test_a_snapshot_that_was_cut_off_is_moved_aside_for_the_one_before(sweep: Run):
+    folder = snapshot(sweep, "1", "{}")
+    snapshot(sweep, "2", '{"trial_da')
+    assert _can_restore(sweep, folder, has_trials=True)
+    assert sorted(p.name for p in folder.glob("exp*")) == [
+        "experiment_state-1.json",
+        "experiment_state-2.torn",
+    ]
+
+
+def test_without_a_snapshot_random_trials_are_made_again_and_guided_ones_cannot(sweep: Run):
+    folder = snapshot(sweep, "1", "{")
+    assert not _can_restore(sweep, folder, has_trials=True)
+    guided = Run("s", sweep.path, override(sweep.config, ["tune.search=optuna"]))
+    with pytest.raises(RunError, match=r"what optuna had learned is lost. The trials are whole"):
+        _can_restore(guided, folder, has_trials=True)
+    assert not _can_restore(guided, folder, has_trials=False)
+
+
+def test_a_sweep_has_one_driver(sweep: Run):
+    with held(sweep), pytest.raises(RunError, match=r"by another process"), held(sweep):
+        pass
 
 
 class Told:
@@ -72,9 +143,11 @@ class Told:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.ends: list[str] = []
+        self.samples: dict[str, Any] = {}
         self.looks = 0
         self.put_while_closed: dict[str, bool] = {}
         self.started = ["a"]
+        self.groups: list[Any] = []
 
     def look(self, reader: Any) -> None:
         self.looks += 1
@@ -84,6 +157,12 @@ class Told:
     def ended(self, key: str) -> None:
         self.ends.append(key)
 
+    def sampled(self, key: str, sample: Any) -> None:
+        self.samples[key] = sample
+
+    def placement_groups(self, key: str) -> list[Any]:
+        return self.groups
+
     def put(self, key: str, directive: Directive) -> None:
         assert directive.stop
         self.put_while_closed[key] = self.scheduler.is_closed
@@ -92,13 +171,66 @@ class Told:
 def test_the_watch_tells_who_has_ended_and_starts_nothing_while_it_stops(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("service.orchestration.tune.LOOK_S", 0.01)
+    monkeypatch.setattr(watch, "LOOK_S", 0.01)
     monkeypatch.setattr("service.orchestration.train.LOOK_S", 0.01)
     monkeypatch.setattr("service.orchestration.train.STOP_S", 0.1)
-    scheduler: Any = SimpleNamespace(trials={}, ended={"b"}, is_closed=False)
+    record = SimpleNamespace(killed=False, sample={"run.seed": 1})
+    scheduler: Any = SimpleNamespace(trials={"a": record}, ended={"b"}, is_closed=False)
     told: Any = Told(scheduler)
     never: Any = SimpleNamespace(wait=lambda seconds: False)
     task: Background[Any] = never
-    assert _Watch(task, scheduler, told, told).until_end() == ([], True)
+    assert Watch(task, scheduler, told, told).until_end() == ([], True)
     assert told.ends == ["b"]
+    assert told.samples == {"a": {"run.seed": 1}}
     assert told.put_while_closed == {"a": True}
+
+
+def test_what_a_killed_trial_holds_is_taken_once_its_controller_is_dead_and_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    clock, dead, removed = [0.0], set[str](), list[str]()
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(watch, "actor_is_dead", lambda actor: actor in dead)
+    monkeypatch.setattr(watch, "remove_placement_group", lambda group: removed.append(group.id))
+    record = SimpleNamespace(killed=False, controller="c")
+    scheduler: Any = SimpleNamespace(trials={"a": record})
+    told: Any = Told(scheduler)
+    told.groups = [SimpleNamespace(id="first")]
+    watching = Watch(SimpleNamespace(), scheduler, told, told)  # type: ignore[arg-type]
+    assert watching._free()
+    record.killed = True
+    assert not watching._free()
+    assert removed == []
+    clock[0], dead = 1.0, dead | {"c"}
+    assert not watching._free()
+    assert removed == ["first"]
+    clock[0] = 5.9
+    assert not watching._free()
+    told.groups.append(SimpleNamespace(id="late"))
+    assert not watching._free()
+    assert removed == ["first", "late"]
+    clock[0] = 10.9
+    assert watching._free()
+    assert removed == ["first", "late"]
+
+
+def test_the_journal_of_a_sweep_is_plain_json(sweep: Run):
+    (line,) = (sweep.path / FILE_NAME).read_text().splitlines()
+    assert {"sweep", "fingerprint", "space"} <= set(json.loads(line))
+
+
+def test_a_job_that_is_started_again_continues_its_sweep(
+    sweep: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[tuple[Any, Any]] = []
+
+    def launch(config: Config, *, experiment_id: Any, resume: Any, on_progress: Any) -> Any:
+        given.append((experiment_id, resume))
+        return Sweep("s", sweep.path, (), None, 0)
+
+    monkeypatch.setattr(tune, "launch_tuning", launch)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(sweep.config.to_yaml())
+    assert entry.tune_entry([str(file), "--run-id", "new"]) == ExitCode.OK
+    assert entry.tune_entry([str(file), "--run-id", "s"]) == ExitCode.OK
+    assert given == [("new", None), (None, str(sweep.path))]

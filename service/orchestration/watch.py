@@ -1,0 +1,101 @@
+"""The driver's main thread during a sweep."""
+
+import contextlib
+import time
+from typing import Any
+
+from ray import PlacementGroupID, tune
+from ray.util.placement_group import remove_placement_group
+
+from service.orchestration.background import Background
+from service.orchestration.control import ControlReader
+from service.orchestration.monitor import Monitor
+from service.orchestration.scheduler import GoNoGoScheduler
+from service.orchestration.train import LOOK_S, stop_trials
+
+_GONE_S = 5.0
+"""Seconds after which a killed trial's controller is dead and starts no workers again."""
+
+
+class Watch:
+    """Looks at the trials until their sweep ends, and frees what killed ones hold."""
+
+    def __init__(
+        self,
+        task: Background[tune.ResultGrid],
+        scheduler: GoNoGoScheduler,
+        monitor: Monitor,
+        reader: ControlReader,
+    ) -> None:
+        self._task = task
+        self._scheduler = scheduler
+        self._monitor = monitor
+        self._reader = reader
+        self._killed_at: dict[str, float] = {}
+        self._quiet_since: dict[str, float] = {}
+        self._removed: set[PlacementGroupID] = set()
+
+    def until_end(self) -> tuple[list[Any], bool]:
+        """Tune's results, and whether the user interrupted; no results then."""
+        try:
+            while not self._task.wait(LOOK_S):
+                self._look()
+                self._free()
+            self._look()
+            while not self._free():
+                time.sleep(LOOK_S)
+                self._look()
+            results = self._task.result()
+            return [results[i] for i in range(len(results))], False
+        except KeyboardInterrupt:
+            self._scheduler.is_closed = True
+            with contextlib.suppress(KeyboardInterrupt):
+                stop_trials(self._task, self._monitor, self._reader)
+            return [], True
+
+    def _look(self) -> None:
+        """What a trial told before it ended is heard before it counts as ended."""
+        ended = tuple(self._scheduler.ended)
+        for key, record in list(self._scheduler.trials.items()):
+            self._monitor.sampled(key, record.sample)
+        self._monitor.look(self._reader)
+        for key in ended:
+            self._monitor.ended(key)
+
+    def _free(self) -> bool:
+        """Gives back what killed trials still hold; True when there is nothing left to give.
+
+        Trials that stopped by themselves hold nothing. Ray's own cleaner does this only where its
+        dashboard runs. While a killed trial's controller lives, it answers the loss of its workers
+        with new ones. Once it is dead, every group that the trial ever told of is taken, until none
+        has come for `_GONE_S`.
+        """
+        now = time.monotonic()
+        for key, record in list(self._scheduler.trials.items()):
+            if not record.killed:
+                continue
+            killed_at = self._killed_at.setdefault(key, now)
+            self._quiet_since.setdefault(key, now)
+            if now - killed_at < _GONE_S and not actor_is_dead(record.controller):
+                continue
+            for group in self._monitor.placement_groups(key):
+                if group.id not in self._removed:
+                    self._quiet_since[key] = now
+                    self._removed.add(group.id)
+                    remove_placement_group(group)
+        return all(now - since >= _GONE_S for since in self._quiet_since.values())
+
+
+def actor_is_dead(actor: str) -> bool:
+    """Whether Ray says so of the actor with this id; False when it cannot tell.
+
+    Ray's public way to ask needs its dashboard.
+    """
+    from ray._private import state
+
+    if not actor:
+        return False
+    try:
+        return state.actors(actor).get("State") == "DEAD"
+    except (AttributeError, RuntimeError, ValueError):
+        return False

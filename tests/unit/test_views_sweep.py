@@ -1,0 +1,151 @@
+"""What a sweep shows: a live row for each trial with ETA, and a final table that cuts nothing."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from service import views_sweep
+from service.orchestration.progress import SWEEP, Update
+from service.orchestration.rows import Row, Sweep
+from service.views_sweep import LiveTable, final, said, saved
+
+LINE = {
+    "ce_fraction": 0.8123,
+    "top1": 0.25,
+    "pair_coverage": 0.97,
+    "sdm_weight": 0.1,
+    "verdict": "RAISE",
+    "cause": "",
+}
+
+
+def drawn(table: LiveTable, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    with console.capture() as text:
+        console.print(table.render())
+    return text.get()
+
+
+def update(trial: str, step: int = 0, total: int = 0, **values: Any) -> Update:
+    return Update(trial=trial, step=step, total=total, sample={"optim.head_lr": 3e-3}, **values)
+
+
+def test_the_live_table_has_each_trials_newest_numbers():
+    table = LiveTable()
+    table.take(Update(trial=SWEEP, total=3))
+    table.take(update("ab_0"))
+    table.take(update("ab_0", 40, 400, line=LINE))
+    table.take(update("ab_0", 60, 400))
+    text = drawn(table)
+    for told in ("ab_0", "optim.head_lr=0.003", "60/400", "0.812", "25.0%", "0.97", "RAISE"):
+        assert told in text
+    assert "0 of 3 trials have ended" in text
+    table.take(update("ab_0", ended=True))
+    assert "1 of 3 trials have ended" in drawn(table)
+    assert "60/400" in drawn(table)
+
+
+def test_the_eta_counts_what_every_trial_still_has_to_make():
+    clock = [0.0]
+    table = LiveTable(clock=lambda: clock[0])
+    table.take(Update(trial=SWEEP, total=3))
+    table.take(update("a", 10, 100))
+    assert table.eta_s() is None
+    clock[0] = 5.0
+    table.take(update("a", 20, 100))
+    table.take(update("b", 40, 100))
+    # 50 steps in 5 s; left are 80, 60, and 100 of the trial to come.
+    assert table.eta_s() == pytest.approx((80 + 60 + 100) * 5 / 50)
+    table.take(update("b", ended=True))
+    assert table.eta_s() == pytest.approx((80 + 100) * 5 / 50)
+    assert "ETA 18s if all run to their end" in drawn(table)
+
+
+def test_above_the_table_are_decisions_losses_and_words_about_the_sweep():
+    messages = ("step=40 ce=1", "[verdict] step=40 GO", "a worker was lost; all", "[plan] x")
+    assert said(Update(trial="a", messages=messages)) == [
+        "a  [verdict] step=40 GO",
+        "a  a worker was lost; all",
+    ]
+    assert said(Update(trial=SWEEP, messages=("s with 3 trials",))) == ["s with 3 trials"]
+
+
+REMEDY = "set optim.head_lr to 1e-2 (3e-3 for random weights) and look at the head's norm"
+
+
+def found() -> Sweep:
+    cause = "the head's learning rate is too small to move the head"
+    rows = (
+        Row("ab123_00000", {"optim.head_lr": 3e-3}, "GO", steps=400, total=400, summary=LINE),
+        Row(
+            "ab123_00001",
+            {"optim.head_lr": 1e-6, "loss.sdm.form": "kl", "optim.weight_decay": 1e-4},
+            "NO_GO",
+            cause,
+            REMEDY,
+            steps=100,
+            total=400,
+            saved=300,
+        ),
+        Row("ab123_00002", {}, "NO_GO", cause, REMEDY, steps=100, total=400, saved=300),
+        Row("ab123_00003", {}, "GO", note="stopped by asha at step 200", steps=210, saved=190),
+    )
+    decisions = {
+        "ab123_00001": [
+            {"step": 100, "verdict": "NO_GO", "cause": cause, "actions": ["stop"]},
+        ],
+        "ab123_00000": [
+            {"step": n, "verdict": "RAISE", "cause": "", "actions": [f"sdm_weight={n}"]}
+            for n in range(1, 31)
+        ],
+    }
+    return Sweep("night", Path("/runs/night"), rows, rows[0], 0, decisions)
+
+
+def test_the_final_table_names_everything_within_120_columns():
+    text = final(found())
+    table = text[: text.index("the head's learning rate is too small to move the head:")]
+    assert max(len(line) for line in table.splitlines()) <= 120
+    assert {line.count("│") for line in table.splitlines() if "│" in line} == {10}
+    assert "…" not in text
+    for told in ("optim.weight_decay=0.0001", "loss.sdm.form=kl", "optim.head_lr=1e-06"):
+        assert told in text
+    assert "stopped by asha" in text
+    assert f"{REMEDY} (ab123_00001, ab123_00002)" in text
+    assert "ab123_00001  step 100 NO_GO the head's learning rate" in text
+    assert "step 1 RAISE [sdm_weight=1]" in text
+    assert "... 18 more; step 30 RAISE [sdm_weight=30]" in text
+
+
+def test_the_steps_saved_are_a_share_of_what_would_have_been_made():
+    assert saved(found()) == ("810 steps made; steps saved by stopping early: 790 of 1600 (49%)")
+    empty = Sweep("s", Path("/"), (), None, 2)
+    assert saved(empty) == "0 steps made; steps saved by stopping early: 0 of 0 (0%)"
+    assert "decisions" not in final(empty)
+
+
+def test_on_a_terminal_the_table_lives_below_what_is_said(monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120, highlight=False)
+    monkeypatch.setattr(views_sweep, "Console", lambda **_: console)
+    with views_sweep.sweep_progress() as show:
+        show(Update(trial=SWEEP, total=1, messages=("night with 1 trials",)))
+        show(update("ab_0", 40, 400, line=LINE, messages=("[verdict] step=40 RAISE", "[plan] x")))
+    text = screen.getvalue()
+    assert "night with 1 trials" in text
+    assert "ab_0  [verdict] step=40 RAISE" in text
+    assert "[plan] x" not in text
+    assert "40/400" in text
+
+
+def test_elsewhere_a_sweep_is_told_in_plain_lines(capsys: pytest.CaptureFixture[str]):
+    with views_sweep.sweep_progress() as show:
+        show(
+            update("ab_0", 40, 400, line={**LINE, "images_per_second": 9.0}, messages=("[plan] x",))
+        )
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "ab_0  [plan] x"
+    assert told[1].startswith("ab_0  step 40/400  CE/lnC 0.812")
