@@ -292,10 +292,13 @@ def _norm(
 def _swing(
     state: PolicyState, r: HealthReport, rules: Rules, found: Crossed
 ) -> tuple[PolicyState, _Answer | None]:
-    """CE that swings; a rise that has a rule of its own is no swing."""
+    """CE that swings; a rise that has a rule of its own is no swing, nor is a climb that begins
+    with a notch of SDM."""
     finding = found.get("ce_swing")
     if finding is None or "ce_rise" in found or "ce_collapse" in found:
         return state, None
+    if state.notch and r.step - state.notch_step <= r.window:
+        return state, _Answer(Verdict.HOLD, Cause.CE_REBOUND, (finding,), reason="SDM waits for CE")
     return state, _Answer(Verdict.HOLD, Cause.FLUCTUATION, (finding,), suggestions=CALMER)
 
 

@@ -109,7 +109,7 @@ class Monitor:
         if self._exporter is not None:
             self._exporter.end(key)
         trial.has_ended = True
-        self._tell(key, [])
+        self._tell(key, [], trial.stood[0])
 
     def placement_groups(self, key: str) -> list[PlacementGroup]:
         """What holds, or held, the resources of the trial's workers."""
@@ -168,6 +168,10 @@ class Monitor:
                 return self._decision(trial, event)
             case "directive":
                 return [logs.directive_line(event["step"], event["directive"])]
+            case "plan":
+                return [f"[sampler] {event['plan']}"]
+            case "audit":
+                return [logs.audit_line(event)]
             case "unpaired":
                 return [logs.unpaired_line(event["step"], event["rows"], event["of"])]
             case _:

@@ -41,6 +41,15 @@ def unpaired_line(step: int, rows: int, of: int) -> str:
     return f"[sampler] step={step} no positive: {rows} of {of} rows ({rows / of:.1%})"
 
 
+def audit_line(event: Mapping[str, Any]) -> str:
+    """What a look at the coming batches found."""
+    return (
+        f"[sampler] step={event['step']} audit of {event['batches']} batches: {event['ids']} ids, "
+        f"{event['unpaired_ids']} of them unpaired, {event['repeated_ids']} repeated; "
+        f"{event['repeated_rows']} rows repeated"
+    )
+
+
 def directive_line(step: int, directive: Mapping[str, Any]) -> str:
     """A directive as applied; `directive` is `Directive.to_dict()`."""
     asked = " ".join(action_words(action) for action in directive["actions"])

@@ -58,6 +58,15 @@ def test_a_directive_says_what_it_changed():
     assert "stop" in logs.directive_line(40, Directive.to_stop(2, "").to_dict())
 
 
+def test_an_audit_says_what_the_coming_batches_hold():
+    event = {"step": 900, "batches": 20, "ids": 160, "unpaired_ids": 3}
+    line = logs.audit_line({**event, "repeated_ids": 0, "repeated_rows": 1})
+    assert line == (
+        "[sampler] step=900 audit of 20 batches: 160 ids, 3 of them unpaired, 0 repeated; 1 rows "
+        "repeated"
+    )
+
+
 def test_the_verdict_line_names_cause_and_remedy():
     assert logs.verdict_line("GO", "", "") == "GO"
     assert logs.verdict_line("NO_GO", "it stands", "move it") == "NO_GO: it stands - move it"
