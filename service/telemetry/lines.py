@@ -176,6 +176,7 @@ LINES: tuple[Line, ...] = (
         field="data_wait_share",
     ),
     Line("gate_state", "gauge", "0 pending, 1 go, 2 no-go, 3 paused", ("gate",)),
+    Line("verdict_info", "gauge", "1 for the verdict and cause in force", ("verdict", "cause")),
     Line(
         "gate_decision_timestamp_seconds",
         "gauge",
@@ -184,6 +185,30 @@ LINES: tuple[Line, ...] = (
     ),
     Line("gate_decisions_total", "counter", "Decisions taken", ("gate", "decision")),
     Line("restarts_total", "counter", "Times the workers were started again after a loss"),
+    Line("steps_total", "counter", "Steps trained, those redone after a restart included"),
+    Line("images_total", "counter", "Rows trained, those redone after a restart included"),
+    Line(
+        "step_phase_seconds_total",
+        "counter",
+        "Wall time of steps by phase: data is waiting for the loader, compute is the rest",
+        ("phase",),
+    ),
+    Line("checkpoint_timestamp_seconds", "gauge", "Unix time of the last checkpoint written"),
+    Line("checkpoint_step", "gauge", "Step of the last checkpoint written"),
+    Line(
+        "error_timestamp_seconds",
+        "gauge",
+        "Unix time at which an error ended the trial, by its named cause",
+        ("cause",),
+    ),
+    Line("device_hours_used", "gauge", "Hours that its workers held devices", ("device",)),
+    Line(
+        "device_hours_saved",
+        "gauge",
+        "Hours that the steps left out by a stop would have held devices",
+        ("device",),
+    ),
+    Line("run_info", "gauge", "1, with what the run is made of", ("world_size", "precision")),
 )
 BY_NAME: Mapping[str, Line] = {line.name: line for line in LINES}
 
@@ -230,13 +255,22 @@ def threshold_values(policy: PolicyConfig) -> Values:
 
 
 class TrialSeries:
-    """One trial's snapshot, kept by the driver from what it hears. Times are Unix seconds."""
+    """One trial's snapshot, kept by the driver from what it hears. Times are Unix seconds.
 
-    def __init__(self, policy: PolicyConfig) -> None:
+    device: gpu or cpu; devices: how many of them the trial's workers hold.
+    """
+
+    def __init__(self, policy: PolicyConfig, device: str = "cpu", devices: float = 0.0) -> None:
+        self._device, self._devices = device, devices
+        self._began: float | None = None
         self._values: Values = {
             "running": {(): 1.0},
             "gate_state": {(_VERDICT_GATE,): 0.0},
+            "verdict_info": {("WAIT", "none"): 1.0},
             "restarts_total": {(): 0.0},
+            "steps_total": {(): 0.0},
+            "images_total": {(): 0.0},
+            "step_phase_seconds_total": {("data",): 0.0, ("compute",): 0.0},
             **threshold_values(policy),
         }
 
@@ -249,13 +283,50 @@ class TrialSeries:
         self._values["global_step"] = {(): float(step)}
         self._values["total_steps"] = {(): float(total)}
         self._values["heartbeat_timestamp_seconds"] = {(): now}
+        self._began = now if self._began is None else self._began
+        used = (now - self._began) * self._devices / 3600
+        self._values["device_hours_used"] = {(self._device,): used}
+
+    def start(self, world_size: int, precision: str) -> None:
+        """Notes what the run is made of."""
+        self._values["run_info"] = {(str(world_size), precision): 1.0}
+
+    def steps(self, event: Mapping[str, Any]) -> None:
+        """Adds steps up; `event` is the journal's event `steps`."""
+        count, seconds = event["count"], event["seconds"] * event["count"]
+        waited = event["data_wait_s"] * count
+        self._add("steps_total", (), count)
+        self._add("images_total", (), event["images"])
+        self._add("step_phase_seconds_total", ("data",), waited)
+        self._add("step_phase_seconds_total", ("compute",), seconds - waited)
+
+    def checkpoint(self, step: int, now: float) -> None:
+        self._values["checkpoint_step"] = {(): float(step)}
+        self._values["checkpoint_timestamp_seconds"] = {(): now}
+
+    def error(self, cause: str, now: float) -> None:
+        """An error ended the trial."""
+        self._values["error_timestamp_seconds"] = {(cause,): now}
+
+    def stopped(self) -> None:
+        """The trial was stopped before its last step: what the rest would have cost is saved."""
+        step, total = (
+            self._values.get(name, {}).get(()) for name in ("global_step", "total_steps")
+        )
+        spent = sum(self._values["step_phase_seconds_total"].values())
+        count = self._values["steps_total"][()]
+        if step is None or total is None or not count:
+            return
+        saved = (total - step) * spent / count * self._devices / 3600
+        self._values["device_hours_saved"] = {(self._device,): saved}
 
     def health(self, report: HealthReport) -> None:
         self._values.update(health_values(report))
 
-    def decision(self, verdict: Verdict | str, now: float) -> None:
+    def decision(self, verdict: Verdict | str, now: float, cause: str = "none") -> None:
         """Counts a decision; its time is that of the last of its kind."""
         key = (_VERDICT_GATE, str(verdict))
+        self._values["verdict_info"] = {(str(verdict), cause): 1.0}
         self._values["gate_state"] = {(_VERDICT_GATE,): float(_STATES[str(verdict)])}
         self._values.setdefault("gate_decision_timestamp_seconds", {})[key] = now
         counts = self._values.setdefault("gate_decisions_total", {})
@@ -263,6 +334,10 @@ class TrialSeries:
 
     def restart(self) -> None:
         self._values["restarts_total"][()] += 1.0
+
+    def _add(self, name: str, key: tuple[str, ...], amount: float) -> None:
+        """Into a new mapping, so that snapshots that were handed out stay as they are."""
+        self._values[name] = {**self._values[name], key: self._values[name][key] + amount}
 
 
 def checked(values: Mapping[str, Mapping[Any, float]]) -> Values:

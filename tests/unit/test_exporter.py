@@ -52,6 +52,11 @@ def trial() -> TrialSeries:
     series.step(200, 1000, now=1e9)
     series.health(HEALTHY)
     series.decision(Verdict.GO, now=1e9)
+    series.start(2, "fp32")
+    series.steps({"count": 10, "images": 800.0, "seconds": 0.1, "data_wait_s": 0.0})
+    series.checkpoint(200, now=1e9)
+    series.error("non_finite", now=1e9)
+    series.stopped()
     return series
 
 

@@ -72,3 +72,44 @@ def test_a_snapshot_is_complete_and_shares_nothing_with_later_ones():
     assert series.values["restarts_total"][()] == 1
     assert checked(before) == before
     assert set(health_values(HEALTHY)) <= set(before)
+
+
+def test_steps_images_and_phases_add_up():
+    series = TrialSeries(PolicyConfig())
+    for _ in range(2):
+        event = {"count": 25, "images": 2000.0, "seconds": 0.4, "data_wait_s": 0.1}
+        series.steps(event)
+    values = series.values
+    assert values["steps_total"][()] == 50
+    assert values["images_total"][()] == 4000
+    assert values["step_phase_seconds_total"]["data",] == pytest.approx(5.0)
+    assert values["step_phase_seconds_total"]["compute",] == pytest.approx(15.0)
+
+
+def test_device_hours_are_used_by_the_clock_and_saved_by_the_steps_left_out():
+    series = TrialSeries(PolicyConfig(), "gpu", 8)
+    series.step(1, 1000, 100.0)
+    series.steps({"count": 100, "images": 1.0, "seconds": 36.0, "data_wait_s": 0.0})
+    series.step(100, 1000, 3700.0)
+    series.stopped()
+    assert series.values["device_hours_used"]["gpu",] == pytest.approx(8.0)
+    assert series.values["device_hours_saved"]["gpu",] == pytest.approx(900 * 36 * 8 / 3600)
+
+
+def test_only_the_verdict_in_force_is_shown_with_its_cause():
+    series = TrialSeries(PolicyConfig())
+    assert series.values["verdict_info"] == {("WAIT", "none"): 1.0}
+    series.decision(Verdict.HOLD, 1.0, "ce_rebound")
+    series.decision(Verdict.GO, 2.0)
+    assert series.values["verdict_info"] == {("GO", "none"): 1.0}
+
+
+def test_checkpoints_and_errors_keep_their_time():
+    series = TrialSeries(PolicyConfig())
+    series.checkpoint(500, 10.0)
+    series.error("non_finite", 11.0)
+    series.start(2, "bf16")
+    values = series.values
+    assert (values["checkpoint_step"][()], values["checkpoint_timestamp_seconds"][()]) == (500, 10)
+    assert values["error_timestamp_seconds"] == {("non_finite",): 11.0}
+    assert values["run_info"] == {("2", "bf16"): 1.0}

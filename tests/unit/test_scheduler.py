@@ -108,9 +108,9 @@ def test_the_last_report_of_a_trial_needs_no_health(sweep: Sweep):
     assert sweep.scheduler.on_trial_result(None, trial, {"outcome": "{}"}) == CONTINUE
 
 
-def test_the_scheduler_pickles_without_its_way_to_the_trials(sweep: Sweep):
+def test_the_scheduler_pickles_without_its_way_to_the_trials(sweep: Sweep, tmp_path: Path):
     config = override(sweep.config, ["tune.grace_s=5"])
-    scheduler = GoNoGoScheduler(config, Path("decisions.jsonl"))
+    scheduler = GoNoGoScheduler(config, tmp_path / "decisions.jsonl")
     scheduler.attach(lambda key, directive: None, lambda key, report, decision: None)
     again = pickle.loads(pickle.dumps(scheduler))
     trial = SimpleNamespace(trial_id="a", config={})
