@@ -349,6 +349,13 @@ class ClusterConfig(Section):
     poll_s: Annotated[float, Field(gt=0, le=10)] = 0.2
     """Seconds between the controller's looks at its workers."""
 
+    @property
+    def devices(self) -> tuple[str, float]:
+        """What one training holds: gpu, or cpu where no worker has a GPU, and how many."""
+        if self.gpus_per_worker:
+            return "gpu", self.num_workers * self.gpus_per_worker
+        return "cpu", self.num_workers * self.cpus_per_worker
+
 
 class TelemetryConfig(Section):
     enabled: bool = True

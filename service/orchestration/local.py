@@ -70,7 +70,8 @@ def _take(stack: ExitStack, run: Run, *, new: bool) -> None:
 
 
 def _ports(run: Run, on_progress: OnProgress, stop: threading.Event) -> Ports:
-    monitor = Monitor(run.config.policy, on_progress=on_progress)
+    devices = run.config.cluster.devices
+    monitor = Monitor(run.config.policy, on_progress=on_progress, devices=devices)
     events: list[dict[str, Any]] = []
     shown_at = float("-inf")
 

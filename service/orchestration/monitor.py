@@ -43,7 +43,7 @@ class _Trial:
 class Monitor:
     """Takes in what trials tell, says it to `on_progress`, and keeps the exporter up to date.
 
-    now: Unix seconds.
+    now: Unix seconds. devices: what one trial's workers hold, and how many.
     """
 
     def __init__(
@@ -52,8 +52,11 @@ class Monitor:
         exporter: ExporterLease | None = None,
         on_progress: OnProgress = ignore,
         now: Callable[[], float] = time.time,
+        *,
+        devices: tuple[str, float] = ("cpu", 0.0),
     ) -> None:
         self._policy = policy
+        self._devices = devices
         self._exporter = exporter
         self._on_progress = on_progress
         self._now = now
@@ -156,7 +159,17 @@ class Monitor:
             case "workers":
                 return self._workers(trial, event)
             case "start":
+                trial.series.start(event["world_size"], event["precision"])
                 return logs.start_lines(event)
+            case "steps":
+                trial.series.steps(event)
+                return []
+            case "checkpoint":
+                trial.series.checkpoint(event["step"], self._now())
+                return []
+            case "error":
+                trial.series.error(event["cause"], self._now())
+                return []
             case "epoch":
                 return [logs.sdm_line(event["epoch"], event["sdm_weight"], event["sdm_reason"])]
             case "health":
@@ -188,7 +201,9 @@ class Monitor:
 
     def _decision(self, trial: _Trial, decision: dict[str, Any]) -> list[str]:
         """Counts a decision; says it only when it is another than the last."""
-        trial.series.decision(decision["verdict"], self._now())
+        trial.series.decision(decision["verdict"], self._now(), decision["cause"])
+        if Verdict(decision["verdict"]).ends:
+            trial.series.stopped(decision["step"])
         saying = (decision["verdict"], decision["cause"], decision["reason"])
         if saying == trial.said:
             return []
@@ -202,5 +217,5 @@ class Monitor:
 
     def _trial(self, key: str) -> _Trial:
         if key not in self._trials:
-            self._trials[key] = _Trial(TrialSeries(self._policy))
+            self._trials[key] = _Trial(TrialSeries(self._policy, *self._devices))
         return self._trials[key]

@@ -83,7 +83,8 @@ def launch_training(
         control = start_control(f"control-{run.run_id}")
         reader = ControlReader(control)
         with exporter_lease(run.config, run.run_id, local=cluster.local) as exporter:
-            monitor = Monitor(run.config.policy, exporter, on_progress)
+            devices = run.config.cluster.devices
+            monitor = Monitor(run.config.policy, exporter, on_progress, devices=devices)
             _announce(on_progress, run, exporter)
             job = Job(
                 config=run.config.to_yaml(),

@@ -97,7 +97,8 @@ def launch_tuning(
         reader = ControlReader(control)
         lease = exporter_lease(config, sweep.run_id, local=cluster.local)
         exporter = stack.enter_context(lease)
-        monitor = Monitor(config.policy, exporter, on_progress)
+        devices = config.cluster.devices
+        monitor = Monitor(config.policy, exporter, on_progress, devices=devices)
         scheduler.attach(reader.put, lambda key, _, decision: monitor.decided(key, decision))
         place = f"; metrics at {exporter.address}" if exporter else ""
         head = f"{sweep.run_id} with {plan.trials} trials in {sweep.path}{place}"

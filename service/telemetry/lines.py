@@ -308,14 +308,12 @@ class TrialSeries:
         """An error ended the trial."""
         self._values["error_timestamp_seconds"] = {(cause,): now}
 
-    def stopped(self) -> None:
-        """The trial was stopped before its last step: what the rest would have cost is saved."""
-        step, total = (
-            self._values.get(name, {}).get(()) for name in ("global_step", "total_steps")
-        )
+    def stopped(self, step: int) -> None:
+        """The trial was stopped at `step`: what the rest would have cost is saved."""
+        total = self._values.get("total_steps", {}).get(())
         spent = sum(self._values["step_phase_seconds_total"].values())
         count = self._values["steps_total"][()]
-        if step is None or total is None or not count:
+        if total is None or not count:
             return
         saved = (total - step) * spent / count * self._devices / 3600
         self._values["device_hours_saved"] = {(self._device,): saved}

@@ -8,6 +8,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError
 
+from service.causes import Cause
 from service.config import PolicyConfig
 from service.decisions import Action, Decision, Directive, Verdict
 from service.orchestration.control import ControlClient, ControlReader, ControlState, News
@@ -126,7 +127,7 @@ def test_log_lines_that_nobody_read_in_time_are_counted(monkeypatch: pytest.Monk
     assert control.state is not None
     for n in (3, 300, 2):
         for _ in range(n):
-            control.state.report("a", {"event": "checkpoint"})
+            control.state.report("a", {"event": "end"})
         monitor.look(reader)
     assert [update.messages for update in said] == [
         (),
@@ -183,6 +184,19 @@ def test_health_and_decisions_reach_the_exporter_and_the_screen(lease: Any):
     assert values["gate_decisions_total"] == {("verdict", "GO"): 1.0}
     assert said[-1].messages[-1] == "[verdict] step=200 GO"
     assert monitor.started == ["a"]
+
+
+def test_steps_checkpoints_and_a_stop_reach_the_exporter(lease: Any):
+    monitor = Monitor(PolicyConfig(), lease, now=lambda: 7.0, devices=("gpu", 2.0))
+    steps = {"event": "steps", "count": 25, "images": 2000.0, "seconds": 3.6, "data_wait_s": 0.4}
+    monitor.hear(news(WORKERS, steps, {"event": "checkpoint", "step": 25}, step=25))
+    no_go = Decision(40, Verdict.NO_GO, Cause.NO_GRADIENT).to_dict()
+    monitor.hear(news({"event": "decision", **no_go}, step=40))
+    values = lease.pushed["a"]
+    assert values["images_total"] == {(): 2000.0}
+    assert values["checkpoint_step"] == {(): 25.0}
+    assert values["verdict_info"] == {("NO_GO", "no_gradient"): 1.0}
+    assert values["device_hours_saved"]["gpu",] == pytest.approx(60 * 3.6 * 2 / 3600)
 
 
 def test_the_heartbeat_stands_while_no_step_is_made(lease: Any):

@@ -56,7 +56,7 @@ def trial() -> TrialSeries:
     series.steps({"count": 10, "images": 800.0, "seconds": 0.1, "data_wait_s": 0.0})
     series.checkpoint(200, now=1e9)
     series.error("non_finite", now=1e9)
-    series.stopped()
+    series.stopped(200)
     return series
 
 

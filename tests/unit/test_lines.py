@@ -91,7 +91,7 @@ def test_device_hours_are_used_by_the_clock_and_saved_by_the_steps_left_out():
     series.step(1, 1000, 100.0)
     series.steps({"count": 100, "images": 1.0, "seconds": 36.0, "data_wait_s": 0.0})
     series.step(100, 1000, 3700.0)
-    series.stopped()
+    series.stopped(100)
     assert series.values["device_hours_used"]["gpu",] == pytest.approx(8.0)
     assert series.values["device_hours_saved"]["gpu",] == pytest.approx(900 * 36 * 8 / 3600)
 
