@@ -89,7 +89,8 @@ class Gauges:
 class HealthReport:
     """The health lines at one step; every mean is over the last `window` steps.
 
-    ce_fraction is ce / ln C, so 1.0 is chance. ce_first is the mean of the first window; ce_fall is
+    ce_fraction is ce / ln C, so 1.0 is chance; C (num_classes) counts the classes that the sampler
+    draws. ce_first is the mean of the first window; ce_fall is
     how far the last window lies below it, over ln C. While there are fewer steps than two windows,
     the first and the last half stand for them in ce_first and ce_fall. ce_slope is the
     least-squares slope in nats a step. ce_swing is the largest climb between two tenths of the

@@ -4,7 +4,7 @@ from service.config import Config
 from service.data.index import IdentityIndex
 from service.data.records import Records
 from service.data.sampler import PKPlan
-from service.errors import DataError
+from service.errors import DataError, SamplerError
 
 
 def open_plan(config: Config, world: int) -> tuple[Records, PKPlan]:
@@ -14,7 +14,7 @@ def open_plan(config: Config, world: int) -> tuple[Records, PKPlan]:
 
     Raises:
         DataError: no records there, or images of another size than the model wants.
-        SamplerError: too few people for the batch, or a world that cannot hold it.
+        SamplerError: too few people to tell apart or for the batch, or a world that cannot hold it.
     """
     records = Records.open(config.data.records, "train")
     wanted = tuple(config.model.backbone.image_size)
@@ -27,6 +27,11 @@ def open_plan(config: Config, world: int) -> tuple[Records, PKPlan]:
     if config.eval.after_training:
         Records.open(config.data.records, "test")
     plan = PKPlan(index_of(records), config.sampler, config.run.seed)
+    if len(plan.drawn) < 2:
+        raise SamplerError(
+            f"only {len(plan.drawn)} of {records.num_classes} people can be drawn, so there is "
+            "nobody to tell apart; see why with `crossreid doctor data`"
+        )
     plan.check_world(world)
     return records, plan
 

@@ -181,6 +181,11 @@ class PKPlan:
         return PlanBatch(drawn.rows[position].astype(np.int64), starts, self._classes[ids])
 
     @property
+    def drawn(self) -> Ints:
+        """The classes that any batch can hold, rising: those between which a run has to choose."""
+        return np.sort(self._classes)
+
+    @property
     def max_vis_rows(self) -> int:
         """The most VIS rows that a global batch can hold, which is the size of a memory slot."""
         vis = self._chunks.rate[:, Modality.VIS]

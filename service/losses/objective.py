@@ -55,6 +55,29 @@ class SdmWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The classes between which cross-entropy chooses, when some are never drawn.
+
+    A class that never comes is ruled out within a few steps: left in, it would make chance look
+    like learning. columns: int64 [D], the classes that are drawn. column_of: int64 [C], a class's
+    place among them.
+    """
+
+    columns: Tensor
+    column_of: Tensor
+
+    @classmethod
+    def of(cls, drawn: np.ndarray, num_classes: int, device: torch.device | str) -> "Choice | None":
+        """None when all `num_classes` classes are drawn."""
+        if len(drawn) == num_classes:
+            return None
+        column_of = torch.full((num_classes,), -1, dtype=torch.int64)
+        columns = torch.from_numpy(drawn.astype(np.int64))
+        column_of[columns] = torch.arange(len(drawn))
+        return cls(columns.to(device), column_of.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class StepRows:
     """The layout of a step as the loss needs it, on the device.
 
@@ -118,21 +141,25 @@ def objective(
     weight: SdmWeight,
     config: LossConfig,
     world: int,
+    choice: Choice | None = None,
 ) -> LossTerms:
     """The loss terms of one rank; pure, without collectives.
 
     rows: [n_local, D] unit rows; gathered: [N, D] those of all ranks, with gradient; after_neck
     [n_local, D]; logits [n_local, C]. SDM is not computed at all while its weight is 0.
     """
-    ce = F.cross_entropy(logits, step.labels, reduction="none")
+    targets = step.labels
+    if choice is not None:
+        logits, targets = logits.index_select(1, choice.columns), choice.column_of[targets]
+    ce = F.cross_entropy(logits, targets, reduction="none")
     smooth = F.cross_entropy(
-        logits, step.labels, reduction="none", label_smoothing=config.label_smoothing
+        logits, targets, reduction="none", label_smoothing=config.label_smoothing
     )
     single = len(rows) - step.kind_counts[FUSED]
     total = _group_mean(smooth, single, pairs) * world
     sums = [
         ce[:single].sum(),
-        (logits[:single].argmax(dim=1) == step.labels[:single]).sum(),
+        (logits[:single].argmax(dim=1) == targets[:single]).sum(),
         after_neck[:single].norm(dim=1).sum(),
     ]
     applied, weighted = 0.0, None

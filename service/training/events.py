@@ -22,7 +22,7 @@ def start(config: Config, parts: Parts, progress: Progress, world_size: int) -> 
         "precision": config.train.precision,
         "plan": parts.plan.stats.text(),
         "trainable": {name: len(p) for name, p in parts.model.parameter_groups().items()},
-        "schedule": parts.schedule.preview(num_classes),
+        "schedule": parts.schedule.preview(num_classes, len(parts.plan.drawn)),
     }
 
 

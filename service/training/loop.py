@@ -268,6 +268,7 @@ class Trainer:
             after_neck=out.after_neck,
             logits=out.logits,
             step=rows,
+            choice=parts.choice,
             pairs=Pairs.of(batch.layout, kept),
             memory=parts.memory,
             weight=self.progress.sdm,

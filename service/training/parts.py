@@ -20,6 +20,7 @@ from service.errors import CrossReidError, DataError, FrozenLayerError
 from service.evaluation.evaluator import check_test_split
 from service.health import Health
 from service.losses.memory import CrossBatchMemory
+from service.losses.objective import Choice
 from service.model.reid import CrossReID, Inputs
 from service.training.optim import build_optimizer
 from service.training.schedule import Schedule
@@ -29,7 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a run works with; `wrapped` is the model inside DDP, or itself at world 1."""
+    """What a run works with; `wrapped` is the model inside DDP, or itself at world 1.
+
+    choice: which classes cross-entropy chooses between, None for all.
+    """
 
     records: Records
     plan: PKPlan
@@ -38,6 +42,7 @@ class Parts:
     model: CrossReID
     wrapped: nn.Module
     optimizer: torch.optim.AdamW
+    choice: Choice | None
     memory: CrossBatchMemory | None
     health: Health
 
@@ -63,10 +68,11 @@ def build_parts(config: Config, world: Distributed) -> Parts:
         model=model,
         wrapped=world.wrap(model),
         optimizer=build_optimizer(model.parameter_groups(), config.optim),
+        choice=Choice.of(plan.drawn, records.num_classes, world.device),
         memory=CrossBatchMemory(memory.steps, plan.max_vis_rows, model.backbone.dim, world.device)
         if memory.enabled
         else None,
-        health=Health(records.num_classes, config.policy.window),
+        health=Health(len(plan.drawn), config.policy.window),
     )
 
 

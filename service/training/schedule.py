@@ -84,15 +84,19 @@ class Schedule:
         """The device is asked for its measurements."""
         return self.is_report(step) or self.is_checkpoint(step) or self.is_log(step)
 
-    def preview(self, num_classes: int) -> list[str]:
-        """What will happen when, one line each, before the first step."""
+    def preview(self, num_classes: int, num_drawn: int) -> list[str]:
+        """What will happen when, one line each, before the first step.
+
+        Classes that are never drawn are soon ruled out, so chance is among the others.
+        """
         config, policy, per_epoch = self.config, self.config.policy, self.steps_per_epoch(1)
-        sdm = config.loss.sdm
+        sdm, left_out = config.loss.sdm, num_drawn < num_classes
         head = ", ".join(f"{lr:g} from step {step}" for step, lr in self._head_rates())
         lines = [
             f"{self.total} steps, {per_epoch} an epoch, "
             f"{math.ceil(self.total / per_epoch)} epochs; "
-            f"chance CE is ln {num_classes} = {math.log(num_classes):.3f}",
+            f"chance CE is ln {num_drawn} = {math.log(num_drawn):.3f}"
+            + (f" ({num_drawn} of {num_classes} people are drawn)" if left_out else ""),
             f"verdict: first look at step {policy.first_look}, No-Go line from "
             f"{policy.no_go_from}, final look at {min(policy.final_look, self.total)}",
             f"head learning rate: {head}",

@@ -1,6 +1,7 @@
 """The plain loop, one process: a run is judged, steered, stopped and resumed as it should be."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -21,6 +22,7 @@ from service.training.checkpoint import checkpoints, read_checkpoint, step_of
 from service.training.journal import read_journal
 from service.training.loop import train
 from service.training.ports import Outcome, Ports
+from tests.relabel import vis_only
 from tests.small import make_records, small_config
 
 Overrides = list[str]
@@ -505,3 +507,17 @@ def test_a_trial_keeps_the_state_that_was_decided_for_it(records: Path, tmp_path
     kept = state(tmp_path)["progress"]
     assert PolicyState.from_dict(kept["policy"]) == decided
     assert kept["sdm"]["weight"] == 0.3
+
+
+def test_chance_counts_the_people_who_are_drawn(tmp_path: Path):
+    """Who never comes is no choice: a head that learned only that would look like it learned."""
+    people = make_records(tmp_path / "data", people=36)
+    lonely = vis_only(people, tmp_path / "records", people=12)
+    run(small_config(lonely, ["train.max_steps=20"]), tmp_path / "run")
+    (start,) = events(tmp_path / "run", "start")
+    last = events(tmp_path / "run", "health")[-1]["health"]
+    assert start["num_classes"] == 24
+    assert last["num_classes"] == 12
+    assert any("ln 12 = 2.485 (12 of 24 people are drawn)" in line for line in start["schedule"])
+    first = events(tmp_path / "run", "health")[0]["health"]
+    assert first["ce"] == pytest.approx(math.log(12), abs=0.1)

@@ -1,5 +1,7 @@
 """The objective against plain formulas on one process."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from service.config import LossConfig, SdmConfig
 from service.data.layout import FUSED, StepLayout
 from service.losses.memory import CrossBatchMemory
-from service.losses.objective import LINES, SdmWeight, objective, sdm_value
+from service.losses.objective import LINES, Choice, LossTerms, SdmWeight, objective, sdm_value
 from service.losses.pairs import Pairs
 from service.modality import Modality
 from tests.steps import step_rows
@@ -172,3 +174,33 @@ def test_a_batch_without_any_positive_has_a_finite_loss_and_no_sdm():
     )
     assert torch.isfinite(found.total)
     assert found.sdm_weight == 0.0
+
+
+def test_classes_that_are_never_drawn_are_no_choice():
+    """The loss is that of a head without them, whatever their logits are."""
+    drawn = np.array([0, 2, 3, 5])
+    logits = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    choice = Choice.of(drawn, 6, "cpu")
+    spread = replace(LAYOUT, class_index=drawn[LAYOUT.class_index])
+    with_others = of_logits(logits, spread, choice)
+    alone = of_logits(logits[:, drawn], LAYOUT, None)
+    torch.testing.assert_close(with_others.total, alone.total)
+    torch.testing.assert_close(with_others.sums, alone.sums)
+    assert Choice.of(np.arange(6), 6, "cpu") is None
+
+
+def of_logits(logits: torch.Tensor, layout: StepLayout, choice: Choice | None) -> LossTerms:
+    rows = F.normalize(torch.ones(8, D, dtype=torch.float64), dim=1)
+    return objective(
+        rows=rows,
+        gathered=rows,
+        after_neck=rows,
+        logits=logits,
+        step=step_rows(layout),
+        pairs=Pairs.of(layout, np.empty(0, np.int64)),
+        memory=None,
+        weight=SdmWeight(0.0, "off"),
+        config=LossConfig(label_smoothing=0.1),
+        world=1,
+        choice=choice,
+    )
