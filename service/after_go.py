@@ -17,6 +17,9 @@ from service.health import HealthReport
 Crossed = Mapping[str, Finding]
 """Bounds that are crossed, by key, with what was found there."""
 
+LONG = 3
+"""Times `collapse_patience` that a run may stay far above its best without SDM."""
+
 LIMIT_AFTER_CUT = 1.5
 """Growth since the last cut of the head's rate that cuts it again."""
 
@@ -33,6 +36,7 @@ class _Answer:
     findings: tuple[Finding, ...]
     actions: tuple[Action, ...] = ()
     reason: str = ""
+    sdm_reason: str = ""
     suggestions: tuple[str, ...] = ()
 
 
@@ -93,6 +97,7 @@ def _merged(step: int, answers: list[_Answer]) -> Decision:
         findings=tuple(f for a in answers for f in a.findings),
         actions=tuple(x for a in answers for x in a.actions),
         reason=next((a.reason for a in answers if a.verdict is gravest.verdict and a.reason), ""),
+        sdm_reason=next((a.sdm_reason for a in answers if a.sdm_reason), ""),
         suggestions=tuple(dict.fromkeys(s for a in answers for s in a.suggestions)),
     )
 
@@ -133,11 +138,16 @@ def _no_go(cause: Cause, *findings: Finding) -> _Answer:
 def _ending(
     state: PolicyState, r: HealthReport, rules: Rules, found: Crossed
 ) -> tuple[PolicyState, _Answer | None]:
-    """A run that ends near chance is no GO, whatever it was before."""
-    if not r.is_last or r.ce_fraction <= rules.policy.hold:
+    """A run that ends near chance, or far above its own best and not on its way back, is no GO,
+    whatever it was before."""
+    if not r.is_last:
         return state, None
-    finding = Finding("ce_fraction", r.ce_fraction, rules.policy.hold, r.step, r.step)
-    return state, _no_go(_collapsed(state), found.get("ce_hold", finding))
+    if r.ce_fraction > rules.policy.hold:
+        finding = Finding("ce_fraction", r.ce_fraction, rules.policy.hold, r.step, r.step)
+        return state, _no_go(_collapsed(state), found.get("ce_hold", finding))
+    if "ce_rise" in found and not _falls(r, rules.policy):
+        return state, _no_go(Cause.CE_REBOUND, found["ce_rise"])
+    return state, None
 
 
 def _collapse(
@@ -149,12 +159,12 @@ def _collapse(
         return state, None
     cause = _collapsed(state)
     if _is_settling(state, r):
-        return state, _Answer(Verdict.HOLD, cause, (finding,), reason=_SETTLING)
+        return state, _hold(cause, finding, _SETTLING)
     if state.notch:
         return _roll_back(state, r, rules, cause, found, finding)
     if r.step - max(finding.since, state.notch_step) >= rules.policy.collapse_patience:
         return state, _Answer(Verdict.PAUSE, cause, (finding,))
-    return state, _Answer(Verdict.HOLD, cause, (finding,), reason="paused if this lasts")
+    return state, _hold(cause, finding, "paused if this lasts")
 
 
 def _collapsed(state: PolicyState) -> Cause:
@@ -164,20 +174,31 @@ def _collapsed(state: PolicyState) -> Cause:
 def _rise(
     state: PolicyState, r: HealthReport, rules: Rules, found: Crossed
 ) -> tuple[PolicyState, _Answer | None]:
-    """CE far above its best, or crowded out by SDM: hold; take SDM back when it does not turn."""
+    """CE far above its best, or crowded out by SDM: hold; take SDM back when it does not turn, and
+    pause in the end where there is no SDM to take back."""
     finding = found.get("ce_rise") or found.get("sdm_share")
     if finding is None or r.is_last or "ce_collapse" in found:
         return state, None
-    falls = r.ce_slope < -rules.policy.margin * math.log(r.num_classes) / r.window
-    if "ce_rise" not in found and falls:
-        return state, None
     if _is_settling(state, r):
-        return state, _Answer(Verdict.HOLD, Cause.CE_REBOUND, (finding,), reason=_SETTLING)
-    lasts = r.step - max(finding.since, state.notch_step) >= rules.policy.rise_patience
-    if state.notch and lasts and not falls:
+        return state, _hold(Cause.CE_REBOUND, finding, _SETTLING)
+    p, lasts = rules.policy, r.step - max(finding.since, state.notch_step)
+    stands = "sdm_share" in found or not _falls(r, p)
+    if state.notch and stands and lasts >= p.rise_patience:
         return _roll_back(state, r, rules, Cause.SDM_TOO_LARGE, found, finding)
-    cause = Cause.SDM_TOO_LARGE if "sdm_share" in found else Cause.CE_REBOUND
-    return state, _Answer(Verdict.HOLD, cause, (finding,), reason="SDM waits for CE")
+    if not state.notch and stands and lasts >= LONG * p.collapse_patience:
+        return state, _Answer(Verdict.PAUSE, Cause.CE_REBOUND, (finding,))
+    cause = Cause.SDM_TOO_LARGE if r.sdm_gradient_share > p.max_sdm_share else Cause.CE_REBOUND
+    return state, _hold(cause, finding, "SDM waits for CE")
+
+
+def _falls(r: HealthReport, p: PolicyConfig) -> bool:
+    """Whether the window's trend is a fall and not noise."""
+    return r.ce_slope < -p.margin * math.log(r.num_classes) / r.window
+
+
+def _hold(cause: Cause, finding: Finding, reason: str) -> _Answer:
+    """A HOLD for a reason that keeps the SDM weight where it is."""
+    return _Answer(Verdict.HOLD, cause, (finding,), reason=reason, sdm_reason=reason)
 
 
 _SETTLING = "the windows still hold the steps before the SDM weight was taken back"
@@ -197,23 +218,24 @@ def _roll_back(
 ) -> tuple[PolicyState, _Answer]:
     """One notch down with an empty memory, and a look at whether the sampler really pairs.
 
-    A notch that had to be taken back twice is not tried again.
+    A second step down soon after the first is the same trouble, which began at the first's notch.
     """
-    notch, count = state.notch - 1, state.rollbacks + 1
+    notch = state.notch - 1
+    goes_on = state.rollbacks > 0 and r.step - state.rollback_step <= 2 * r.window
     state = replace(
         state,
         notch=notch,
         notch_step=r.step,
-        rollbacks=count,
+        rollbacks=state.rollbacks + 1,
         rollback_step=r.step,
-        ceiling=notch if count > 1 else state.ceiling,
+        taken_back=state.taken_back if goes_on else (*state.taken_back, state.notch),
     )
     weight = rules.sdm.notches[notch - 1] if notch else 0.0
     actions = (Action("sdm_weight", weight), Action("flush_memory"), Action("audit_sampler"))
     findings = (finding, *(found[k] for k in ("sdm_share", "coverage") if k in found))
     unique = tuple(dict.fromkeys(findings))
     reason = f"SDM weight back to {weight:g}, memory flushed"
-    return state, _Answer(Verdict.ROLLBACK, cause, unique, actions, reason)
+    return state, _Answer(Verdict.ROLLBACK, cause, unique, actions, reason, reason)
 
 
 def _rebound(
@@ -222,31 +244,31 @@ def _rebound(
     """CE above the hold line: the SDM weight stays where it is."""
     if "ce_hold" not in found or "ce_collapse" in found or "ce_rise" in found or r.is_last:
         return state, None
-    reason = "SDM waits for CE"
-    return state, _Answer(Verdict.HOLD, Cause.CE_REBOUND, (found["ce_hold"],), reason=reason)
+    return state, _hold(Cause.CE_REBOUND, found["ce_hold"], "SDM waits for CE")
 
 
 def _pairing(
     state: PolicyState, r: HealthReport, rules: Rules, found: Crossed
 ) -> tuple[PolicyState, _Answer | None]:
     """Too many unpaired rows, window after window: lower P, and pause when that does not help."""
-    if state.ids_per_batch == r.ids_per_batch and not state.ids_applied:
+    if state.ids_from is not None and not state.ids_applied and r.ids_per_batch < state.ids_from:
         state = replace(state, ids_applied=True, ids_step=r.step)
     finding = found.get("unpaired")
     if finding is None:
         low = found.get("coverage")
         return state, low and _Answer(Verdict.GO, Cause.NOT_PAIRING, (low,))
     p = rules.policy
-    hold = _Answer(Verdict.HOLD, Cause.NOT_PAIRING, (finding,), reason="SDM waits for coverage")
+    hold = _hold(Cause.NOT_PAIRING, finding, "SDM waits for coverage")
     patience = (p.unpaired_windows - 1) * r.window
     if r.is_last or r.step - max(finding.since, state.ids_step) < patience:
         return state, hold
-    if state.ids_per_batch is not None:
-        return state, replace(hold, verdict=Verdict.PAUSE) if state.ids_applied else hold
+    if state.ids_from is not None:
+        waits = not state.ids_applied and r.step - state.ids_step < r.steps_per_epoch + patience
+        return state, hold if waits else replace(hold, verdict=Verdict.PAUSE)
     lower = max(2, int(r.ids_per_batch * r.pair_coverage))
     if lower >= r.ids_per_batch:
         return state, replace(hold, verdict=Verdict.PAUSE)
-    state = replace(state, ids_per_batch=lower, ids_step=r.step)
+    state = replace(state, ids_from=r.ids_per_batch, ids_step=r.step)
     reason = f"P falls from {r.ids_per_batch} to {lower} at the next epoch"
     return state, replace(hold, actions=(Action("ids_per_batch", lower),), reason=reason)
 
@@ -305,12 +327,13 @@ def _swing(
 def _hints(
     state: PolicyState, r: HealthReport, rules: Rules, found: Crossed
 ) -> tuple[PolicyState, _Answer | None]:
-    """What a person should know, and nothing is done about."""
-    for key, cause in _HINTS:
-        if key in found:
-            more = CALMER if cause is Cause.OVERFITTING else ()
-            return state, _Answer(Verdict.GO, cause, (found[key],), suggestions=more)
-    return state, None
+    """What a person should know, and nothing is done about; the first names the cause."""
+    told = [(found[key], cause) for key, cause in _HINTS if key in found]
+    if not told:
+        return state, None
+    more = CALMER if "memorised" in found else ()
+    findings = tuple(finding for finding, _ in told)
+    return state, _Answer(Verdict.GO, told[0][1], findings, suggestions=more)
 
 
 _HINTS = (
@@ -333,31 +356,36 @@ _RULES: tuple[_Rule, ...] = (
 )
 
 
+def _go(reason: str) -> _Answer:
+    """Nothing to do about the SDM weight, and why."""
+    return _Answer(Verdict.GO, Cause.NONE, (), reason=reason, sdm_reason=reason)
+
+
+def _highest(state: PolicyState, num_notches: int) -> int:
+    """The highest notch that may be tried: one that had to be taken back twice is not."""
+    twice = [n for n in range(1, num_notches + 1) if state.taken_back.count(n) > 1]
+    return min(twice) - 1 if twice else num_notches
+
+
 def _notch(
     state: PolicyState, r: HealthReport, rules: Rules, found: Crossed
 ) -> tuple[PolicyState, _Answer]:
     """At an epoch's end: raise the SDM weight by one notch, or say why not."""
     notches = rules.sdm.notches
-    highest = len(notches) if state.ceiling is None else state.ceiling
+    highest = _highest(state, len(notches))
     if r.is_last or not rules.sdm.enabled or state.notch >= highest:
-        return state, _Answer(Verdict.GO, Cause.NONE, ())
+        return state, _go("")
     if not r.is_epoch_end:
-        waits = "" if state.notch else "SDM waits for the epoch's end"
-        return state, _Answer(Verdict.GO, Cause.NONE, (), reason=waits)
+        return state, _go("" if state.notch else "SDM waits for the epoch's end")
     taken = state.notch or state.rollbacks
     gap = max(r.steps_per_epoch, rules.sdm.min_steps) if taken else rules.sdm.min_steps
     since = r.step - state.notch_step
     if r.epoch + 1 < rules.sdm.start_epoch:
-        reason = f"SDM starts in epoch {rules.sdm.start_epoch}"
-        return state, _Answer(Verdict.GO, Cause.NONE, (), reason=reason)
+        return state, _go(f"SDM starts in epoch {rules.sdm.start_epoch}")
     if since < gap:
-        return state, _Answer(
-            Verdict.GO, Cause.NONE, (), reason=f"SDM waits: {since} of {gap} steps"
-        )
+        return state, _go(f"SDM waits: {since} of {gap} steps")
     if "coverage" in found:
-        reason = "SDM waits for coverage"
-        low = (found["coverage"],)
-        return state, _Answer(Verdict.HOLD, Cause.NOT_PAIRING, low, reason=reason)
+        return state, _hold(Cause.NOT_PAIRING, found["coverage"], "SDM waits for coverage")
     state = replace(state, notch=state.notch + 1, notch_step=r.step)
     weight = Action("sdm_weight", notches[state.notch - 1])
     return state, _Answer(Verdict.RAISE, Cause.NONE, (), (weight,))

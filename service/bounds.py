@@ -53,6 +53,16 @@ class _Bound:
         return self.observed > bound if self.is_upper else self.observed < bound
 
 
+def not_finite(report: HealthReport) -> dict[str, Finding]:
+    """The lines that are NaN or infinite: no bound would notice them, as they compare false."""
+    step = report.step
+    return {
+        name: Finding(name, value, 0.0, step, step)
+        for name, value in report.to_dict().items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }
+
+
 def crossed(state: PolicyState, report: HealthReport, rules: Rules) -> dict[str, Finding]:
     """The crossed bounds by key; each finding says since which step."""
     bounds = _first_bounds if state.verdict is Verdict.WAIT else _later_bounds
@@ -137,7 +147,7 @@ def _later_bounds(state: PolicyState, r: HealthReport, p: PolicyConfig) -> Itera
         share = r.sdm_gradient_share
         if r.ce_fraction > p.settled and _has_stood(state, r, p):
             yield _Bound("sdm_share", "sdm_gradient_share", share, p.max_sdm_share, True, p.margin)
-        if r.sdm_rows > 0:
+        if r.sdm_rows > 0 and r.ce_fraction > p.settled:
             yield _Bound("sdm_applied", "sdm_gradient_share", share, 0.0, False, includes=True)
     if state.head_limit is not None:
         yield _Bound("head_norm", "head_norm", r.head_norm, state.head_limit, True)
@@ -150,10 +160,12 @@ def _later_bounds(state: PolicyState, r: HealthReport, p: PolicyConfig) -> Itera
 
 
 def _has_stood(state: PolicyState, r: HealthReport, p: PolicyConfig) -> bool:
-    """Whether CE is still where it was one window after the last notch."""
+    """Whether CE has not clearly fallen since the first whole window after the last notch, and an
+    epoch, or the patience with a rise, has passed."""
     if state.low is None or state.has_fallen:
         return False
-    return r.ce_fraction > state.low - p.margin
+    lasts = r.step - state.notch_step >= max(p.rise_patience + r.window, r.steps_per_epoch)
+    return lasts and r.ce_fraction > state.low - p.margin
 
 
 def _without_echoes(

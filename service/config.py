@@ -259,10 +259,16 @@ class LogConfig(Section):
     health_every: Positive = 100
 
 
+_LOOKS = ("first_look", "no_go_from", "final_look", "undecided_until")
+"""Steps of the policy, none above the next."""
+_LINES = ("settled", "learning", "go", "hold", "collapse")
+"""Lines of the policy, each below the next."""
+
+
 class PolicyConfig(Section):
     """Go/No-Go lines. CE lines are fractions of ln(number of classes), so 1.0 is chance."""
 
-    window: Positive = 100
+    window: Annotated[int, Field(ge=10, strict=True)] = 100
     """Steps of every moving average and of the trend."""
     go: Share = 0.935
     learning: Share = 0.918
@@ -316,16 +322,14 @@ class PolicyConfig(Section):
 
     @model_validator(mode="after")
     def _lines_and_looks_are_ordered(self) -> "PolicyConfig":
-        looks = (self.first_look, self.no_go_from, self.final_look, self.undecided_until)
-        if list(looks) != sorted(looks):
-            raise ValueError(
-                f"first_look <= no_go_from <= final_look <= undecided_until; found {looks}"
-            )
-        lines = (self.settled, self.learning, self.go, self.hold, self.collapse)
-        if list(lines) != sorted(set(lines)) or self.collapse >= 1.0:
-            raise ValueError(
-                f"settled < learning < go < hold < collapse < 1 must hold; found {lines}"
-            )
+        for name, later in itertools.pairwise(_LOOKS):
+            if getattr(self, name) > getattr(self, later):
+                raise ValueError(f"{self._told(name)} must not be above {self._told(later)}")
+        for name, above in itertools.pairwise(_LINES):
+            if getattr(self, name) >= getattr(self, above):
+                raise ValueError(f"{self._told(name)} must be below {self._told(above)}")
+        if self.collapse >= 1.0:
+            raise ValueError(f"{self._told('collapse')} must be below 1, which is chance")
         if self.max_unpaired < 1.0 - self.coverage:
             raise ValueError(
                 f"max_unpaired={self.max_unpaired} is stricter than coverage={self.coverage}, "
@@ -334,6 +338,9 @@ class PolicyConfig(Section):
         if list(self.head_cuts) != sorted(self.head_cuts, reverse=True):
             raise ValueError(f"head_cuts must fall; found {self.head_cuts}")
         return self
+
+    def _told(self, name: str) -> str:
+        return f"policy.{name}={getattr(self, name)}"
 
 
 class ClusterConfig(Section):

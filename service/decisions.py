@@ -47,14 +47,16 @@ class Finding:
 ACTIONS = (
     "sdm_weight",
     "head_lr",
+    "head_probe",
     "flush_memory",
     "audit_sampler",
     "ids_per_batch",
     "stop",
     "pause",
 )
-"""What a decision can ask for. `ids_per_batch` takes effect at the next epoch's start, and from
-then on identities that cannot pair are not drawn."""
+"""What a decision can ask for. `head_lr` never raises the rate in force; only `head_probe` does,
+while the first entry of the head's schedule is in force. `ids_per_batch` takes effect at the next
+epoch's start, and from then on identities that cannot pair are not drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Decision:
     actions: tuple[Action, ...] = ()
     reason: str = ""
     """Why this, or why nothing more, was done, in words; empty when there is nothing to say."""
+    sdm_reason: str = ""
+    """Why the SDM weight is what it is from now on; empty when that has not changed."""
     suggestions: tuple[str, ...] = ()
     """Overrides worth trying in the next run, as one would type them."""
 
@@ -98,6 +102,7 @@ class Decision:
             findings=tuple(Finding(**f) for f in values["findings"]),
             actions=tuple(Action(**a) for a in values["actions"]),
             reason=values["reason"],
+            sdm_reason=values["sdm_reason"],
             suggestions=tuple(values["suggestions"]),
         )
 
@@ -107,13 +112,13 @@ class PolicyState:
     """All that the policy remembers: bounded, and part of the train state.
 
     verdict: WAIT, GO, PAUSE or NO_GO. notch: SDM notches taken, 0 is off; notch_step: of the last
-    change. rollbacks: how often the weight was taken back; rollback_step: when last. ceiling: the
-    highest notch that may still be tried, None for all. best: lowest ce_fraction since GO. low: the
-    first ce_fraction whose window lies behind the last notch; has_fallen: it clearly fell since.
-    head_limit: head norm at which the head's rate is cut, None until it is known; head_cuts,
-    head_cut_step: cuts so far. ids_per_batch: P that was asked for, None for the config's;
-    ids_step: when that was, or, once ids_applied, when it was first seen in force. probed: the
-    head's probe has been decided. since: bound to the step at which it was crossed.
+    change. rollbacks: how often the weight was taken back; rollback_step: when last. taken_back:
+    the notches at which that began. best: lowest ce_fraction since GO. low: the first ce_fraction
+    whose window lies behind the last notch; has_fallen: it clearly fell since. head_limit: head
+    norm at which the head's rate is cut, None until it is known; head_cuts, head_cut_step: cuts so
+    far. ids_from: P when a lower one was asked for, None before; ids_step: when that was, or, once
+    ids_applied, when a lower P was first seen. probed: the head's probe has been decided. since:
+    bound to the step at which it was crossed.
     """
 
     verdict: Verdict = Verdict.WAIT
@@ -122,14 +127,14 @@ class PolicyState:
     notch_step: int = 0
     rollbacks: int = 0
     rollback_step: int = 0
-    ceiling: int | None = None
+    taken_back: tuple[int, ...] = ()
     best: float | None = None
     low: float | None = None
     has_fallen: bool = False
     head_limit: float | None = None
     head_cuts: int = 0
     head_cut_step: int = 0
-    ids_per_batch: int | None = None
+    ids_from: int | None = None
     ids_step: int = 0
     ids_applied: bool = False
     probed: bool = False
@@ -146,6 +151,7 @@ class PolicyState:
             **values,
             "verdict": Verdict(values["verdict"]),
             "cause": Cause(values["cause"]),
+            "taken_back": tuple(values["taken_back"]),
         }
         return cls(**read)
 

@@ -12,7 +12,7 @@ Before GO they are weighed together, here; after GO each rule looks at its own
 from dataclasses import replace
 
 from service.after_go import Crossed, after_go, ended, since_notch
-from service.bounds import Rules, crossed
+from service.bounds import Rules, crossed, not_finite
 from service.causes import Cause
 from service.config import PolicyConfig
 from service.decisions import Action, Decision, PolicyState, Verdict
@@ -25,13 +25,17 @@ TOP1_OVER_CHANCE = 5.0
 def decide(state: PolicyState, report: HealthReport, rules: Rules) -> tuple[PolicyState, Decision]:
     """The verdict at `report`, and the state for the next one.
 
-    A definite cause ends NO_GO from the first look; a CE that has not fallen from `no_go_from`;
-    otherwise the run waits until the final look, or its own last step, which must decide. After GO,
-    every report may hold or take back the SDM weight, cut the head's rate, lower P or pause the
-    run; an epoch's end may raise the SDM weight by one notch, or says why not.
+    A number that is not finite ends NO_GO at once, a definite cause from the first look, a CE that
+    has not fallen from `no_go_from`; otherwise the run waits until the final look, or its own last
+    step, which must decide. After GO, every report may hold or take back the SDM weight, cut the
+    head's rate, lower P or pause the run; an epoch's end may raise the SDM weight by one notch, or
+    says why not.
     """
     if state.verdict.ends:
         return state, Decision(report.step, state.verdict, state.cause)
+    broken = tuple(not_finite(report).values())
+    if broken:
+        return ended(state, report.step, Verdict.NO_GO, Cause.NON_FINITE, broken)
     found = crossed(state, report, rules)
     state = replace(state, since={key: finding.since for key, finding in found.items()})
     if state.verdict is Verdict.WAIT:
@@ -141,4 +145,4 @@ def _probe(
     if probe is None or state.probed or r.step < probe.after:
         return state, ()
     rises = r.ce_fall < rules.policy.min_fall
-    return replace(state, probed=True), (Action("head_lr", probe.to),) if rises else ()
+    return replace(state, probed=True), (Action("head_probe", probe.to),) if rises else ()

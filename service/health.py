@@ -22,6 +22,9 @@ MIN_TENTH = 5
 _PAST_RATES = 20
 """Reports whose throughput is remembered."""
 
+FALLEN = 0.75
+"""Share of the usual throughput below which a report does not count as usual."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
@@ -222,7 +225,8 @@ class Health:
         start = self._head_start or gauges.head_norm
         before = self._head_before(step, gauges.head_norm)
         usual = median(self._rates) if self._rates else rate
-        self._rates.append(rate)
+        if rate >= FALLEN * usual:
+            self._rates.append(rate)
         return HealthReport(
             step=step,
             epoch=epoch,

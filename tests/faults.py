@@ -256,10 +256,15 @@ FAULTS = (
     ),
     Fault(
         "SDM weight too large",
-        "form kl with weights [5], from step 161 on",
+        "form kl with weights [100], from step 161 on",
         says=((HOLD, Cause.SDM_TOO_LARGE), (ROLLBACK, Cause.SDM_TOO_LARGE)),
         shows=161,
-        overrides=(*LATE_SDM, "loss.sdm.form=kl", "loss.sdm.weights=[5]"),
+        overrides=(
+            *LATE_SDM,
+            "loss.sdm.form=kl",
+            "loss.sdm.weights=[100]",
+            "policy.rise_patience=20",
+        ),
         also=frozenset({Cause.CE_REBOUND}),
         actions=frozenset({"sdm_weight", "flush_memory", "audit_sampler"}),
     ),

@@ -22,12 +22,19 @@ class PairingAudit:
 
 
 def audit(
-    plan: PKPlan, modality: NDArray[np.integer], epoch: int, batches: int = 20
+    plan: PKPlan,
+    modality: NDArray[np.integer],
+    epoch: int,
+    first_step: int = 0,
+    batches: int = 20,
 ) -> PairingAudit:
-    """The first `batches` batches of a 1-based epoch. modality: of every record row."""
+    """At most `batches` batches of a 1-based epoch, from `first_step` (0-based) to its end.
+
+    modality: of every record row.
+    """
     ids = unpaired = repeated_ids = repeated_rows = 0
-    number = min(batches, plan.steps_per_epoch)
-    for step in range(number):
+    steps = range(first_step, min(first_step + batches, plan.steps_per_epoch))
+    for step in steps:
         batch = plan.batch(epoch, step)
         is_vis = modality[batch.rows] == Modality.VIS
         num_vis = np.add.reduceat(is_vis.astype(np.int64), batch.starts[:-1])
@@ -36,4 +43,4 @@ def audit(
         unpaired += int(((num_vis == 0) | (num_vis == rows)).sum())
         repeated_ids += len(rows) - len(np.unique(batch.class_index))
         repeated_rows += len(batch.rows) - len(np.unique(batch.rows))
-    return PairingAudit(number, ids, unpaired, repeated_ids, repeated_rows)
+    return PairingAudit(len(steps), ids, unpaired, repeated_ids, repeated_rows)

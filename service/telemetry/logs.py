@@ -58,7 +58,7 @@ def directive_line(step: int, directive: Mapping[str, Any]) -> str:
 
 def action_words(action: Mapping[str, Any]) -> str:
     """An action as `name=value`, or its name alone where a value says nothing."""
-    has_value = action["name"] in ("sdm_weight", "head_lr", "ids_per_batch")
+    has_value = action["name"] in ("sdm_weight", "head_lr", "head_probe", "ids_per_batch")
     return f"{action['name']}={action['value']:g}" if has_value else action["name"]
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from service.errors import CheckpointError
 from service.health import HealthReport
-from service.training.checkpoint import State, checkpoints
+from service.training.checkpoint import State, checkpoints, step_of
 from service.training.journal import Event, Journal, last_attempt, read_journal
 from service.training.parts import Parts
 from service.training.state import Progress
@@ -13,8 +13,8 @@ from service.training.state import Progress
 
 class Past(NamedTuple):
     """checkpoint: the newest complete one. directives: journal lines of those applied so far.
-    journal: open for the attempt that begins now, on rank 0 only. was_told: the last attempt came
-    to its end and told its user, who continues it on purpose."""
+    journal: open for the attempt that begins now, on rank 0 only. was_told: an attempt came to its
+    end at that checkpoint and told its user, who continues it on purpose."""
 
     checkpoint: Path | None
     directives: list[Event]
@@ -37,8 +37,8 @@ def look_back(run_dir: Path, rank: int) -> Past:
     except OSError as error:
         raise unwritable(error) from error
     given = [event for event in events if event["event"] == "directive"]
-    last = last_attempt(events)
-    was_told = any(event["event"] == "end" and event["attempt"] == last for event in events)
+    at = step_of(found[-1]) if found else 0
+    was_told = any(event["event"] == "end" and event["step"] == at for event in events)
     return Past(found[-1] if found else None, given, journal, was_told)
 
 

@@ -27,6 +27,7 @@ from service.errors import (
     CrossReidError,
     DataError,
     NonFiniteError,
+    SamplerError,
 )
 from service.evaluation.evaluator import evaluate
 from service.gonogo import decide, resumed
@@ -52,6 +53,7 @@ from service.training.parts import (
     to_inputs,
     together,
     with_ids,
+    with_lower_ids,
 )
 from service.training.ports import Outcome, Ports
 from service.training.schedule import Schedule
@@ -189,14 +191,20 @@ class Trainer:
                 batches.close()
 
     def _change_ids(self) -> None:
-        """Between two epochs: takes over a P that was asked for."""
+        """Between two epochs: takes over a P that was asked for, or says why it stays; all ranks
+        come to the same, since a plan depends on nothing that differs between them."""
         if self.progress.next_ids is None:
             return
         step, ids = self.progress.step, self.progress.next_ids
-        self.parts = with_ids(self.parts, self.config, self.world, ids, step)
-        self.progress.ids.append((step, ids))
         self.progress.next_ids = None
-        self.emit({"event": "plan", "step": step, "plan": self.parts.plan.stats.text()})
+        try:
+            self.parts = with_lower_ids(self.parts, self.config, self.world, ids, step)
+        except SamplerError as error:
+            self.emit({"event": "plan", "step": step, "plan": f"P stays: {error}"})
+            return
+        plan = self.parts.plan
+        self.progress.ids.append((step, plan.ids_per_batch))
+        self.emit({"event": "plan", "step": step, "plan": plan.stats.text()})
 
     def _is_over(self) -> bool:
         return (
@@ -350,18 +358,19 @@ class Trainer:
         notch = f"notch {self.progress.policy.notch} of {len(self.rules.sdm.notches)}"
         for action in decision.actions:
             self._act(action, self.progress, decision.reason or notch)
-        if decision.reason:
-            self.progress.sdm = SdmWeight(self.progress.sdm.weight, decision.reason)
+        if decision.sdm_reason:
+            self.progress.sdm = SdmWeight(self.progress.sdm.weight, decision.sdm_reason)
 
     def _act(self, action: Action, progress: Progress, reason: str) -> None:
-        act(action, progress, self.parts.memory, reason)
+        act(action, progress, self.parts.memory, self.config.optim.head_lr, reason)
         if action.name == "audit_sampler":
             self._audit()
 
     def _audit(self) -> None:
         """Looks at the coming batches: does the sampler really pair?"""
         plan, step = self.parts.plan, self.progress.step + 1
-        found = audit(plan, self.parts.records.modality, self.schedule.epoch(step))
+        epoch, first = self.schedule.epoch(step), self.schedule.step_in_epoch(step) - 1
+        found = audit(plan, self.parts.records.modality, epoch, first)
         self.emit({"event": "audit", "step": self.progress.step, **asdict(found)})
 
     def _checkpoint(self) -> None:

@@ -16,7 +16,7 @@ from service.data.records import Records
 from service.data.sampler import PKPlan
 from service.data.transforms import augment, draw, mask_tokens, normalise
 from service.distributed import Distributed
-from service.errors import CrossReidError, DataError, FrozenLayerError
+from service.errors import CrossReidError, DataError, FrozenLayerError, SamplerError
 from service.evaluation.evaluator import check_test_split
 from service.health import Health
 from service.losses.memory import CrossBatchMemory
@@ -76,20 +76,48 @@ def build_parts(config: Config, world: Distributed) -> Parts:
     )
 
 
-def with_ids(parts: Parts, config: Config, world: Distributed, ids: int, after_step: int) -> Parts:
-    """The parts with P = `ids` from the epoch on that begins after `after_step`.
+MIN_DRAWN = 0.2
+"""Least share of the people who were drawn that a lower P must still draw: with fewer, pairing has
+to be repaired in the data."""
 
-    P stays at least one identity a rank, and identities that cannot pair are not drawn any more.
+
+def with_ids(parts: Parts, config: Config, world: Distributed, ids: int, after_step: int) -> Parts:
+    """The parts with exactly P = `ids` from the epoch on that begins after `after_step`.
+
+    Identities that cannot pair are not drawn any more.
+
+    Raises:
+        SamplerError: the plan cannot have that P, or this world cannot share it.
     """
-    change = {"ids_per_batch": max(ids, world.world), "on_unpairable": "lower_p"}
+    change = {"ids_per_batch": ids, "on_unpairable": "replace"}
     sampler = config.sampler.model_copy(update=change)
     plan = PKPlan(index_of(parts.records), sampler, config.run.seed)
+    plan.check_world(world.world)
     return replace(
         parts,
         plan=plan,
         schedule=parts.schedule.changed(after_step, plan.steps_per_epoch),
         loader=_loader(parts.records, plan, config, world),
     )
+
+
+def with_lower_ids(
+    parts: Parts, config: Config, world: Distributed, ids: int, after_step: int
+) -> Parts:
+    """As `with_ids`, with at least one identity a rank and two in all.
+
+    Raises:
+        SamplerError: P would not be lower, or most people would not be drawn any more; pairing
+            has to be repaired in the data then.
+    """
+    ids = max(ids, world.world, 2)
+    if ids >= parts.plan.ids_per_batch:
+        raise SamplerError(f"P={parts.plan.ids_per_batch} cannot be lower with {world.world} ranks")
+    lower = with_ids(parts, config, world, ids, after_step)
+    now, then = len(lower.plan.drawn), len(parts.plan.drawn)
+    if now < MIN_DRAWN * then:
+        raise SamplerError(f"a lower P would draw {now} of {then} people only")
+    return lower
 
 
 def together(world: Distributed, call: Callable[[], T]) -> T:

@@ -521,3 +521,48 @@ def test_chance_counts_the_people_who_are_drawn(tmp_path: Path):
     assert any("ln 12 = 2.485 (12 of 24 people are drawn)" in line for line in start["schedule"])
     first = events(tmp_path / "run", "health")[0]["health"]
     assert first["ce"] == pytest.approx(math.log(12), abs=0.1)
+
+
+def test_p_is_not_lowered_when_that_would_leave_most_people_out(tmp_path: Path):
+    people = make_records(tmp_path / "data", people=36)
+    mixed = vis_only(people, tmp_path / "records", people=21)
+    soft = ["sampler.on_unpairable=soft", "sampler.soft_share=0.9", "train.max_steps=60"]
+    lower = Directive(1, 4, (Action("ids_per_batch", 2),))
+    run(small_config(mixed, soft), tmp_path / "run", steering(lower))
+    (told,) = events(tmp_path / "run", "plan")
+    assert "P stays: a lower P would draw 3 of 24 people only" in told["plan"]
+    assert {e["health"]["ids_per_batch"] for e in events(tmp_path / "run", "health")} == {8}
+
+
+def test_a_resumed_pause_that_is_lost_early_goes_on_from_its_step(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = small_config(records, [*PATIENCE, *GENTLE])
+    with monkeypatch.context() as patched:
+        patched.setattr(loop_module, "to_inputs", poisoned_after(100))
+        paused = run(config, tmp_path)
+    assert paused.verdict == "PAUSE"
+    at = paused.summary["steps"]
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path, Ports(poll=_dies_after(5)))
+    again = run(config, tmp_path)
+    assert [e["step"] for e in events(tmp_path, "start")] == [0, at, at]
+    assert again.summary["steps"] == 400
+
+
+def _dies_after(steps: int) -> Callable[[int], None]:
+    polls = iter(range(steps))
+
+    def poll(applied: int) -> None:
+        if next(polls, None) is None:
+            raise KeyboardInterrupt
+
+    return poll
+
+
+def test_a_cut_never_raises_the_rate_in_force(records: Path, tmp_path: Path):
+    late = Directive(1, 20, (Action("head_lr", 9e-3), Action("head_probe", 9e-3)))
+    rates = "optim.head_lr=[{epoch: 1, lr: 1e-2}, {epoch: 2, lr: 1e-3}]"
+    config = small_config(records, [rates, "train.max_steps=40", "loss.sdm.min_steps=0"])
+    run(config, tmp_path, steering(late))
+    assert events(tmp_path, "health")[-1]["health"]["head_lr"] == 1e-3

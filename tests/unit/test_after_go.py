@@ -1,6 +1,8 @@
 """The rules after GO, one by one, and that noise around a bound does not make a verdict flap."""
 
 import itertools
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,10 +44,12 @@ def test_a_weight_that_never_reaches_the_loss_ends_the_run():
 
 
 def test_a_loss_whose_sdm_moves_nothing_ends_the_run():
-    dead = at(600, **SCHEDULED, sdm_weight=0.1, sdm_gradient_share=0.0)
-    assert verdicts(dead) == [(Verdict.NO_GO, Cause.SDM_NOT_APPLIED)]
-    alive = at(600, **SCHEDULED, sdm_weight=0.1, sdm_gradient_share=0.01)
-    assert verdicts(alive) == [(Verdict.GO, Cause.NONE)]
+    state = PolicyState(verdict=Verdict.GO, best=0.8)
+    dead = {**SCHEDULED, "sdm_weight": 0.1, "sdm_gradient_share": 0.0}
+    assert verdicts(at(600, 0.8, **dead), state=state) == [(Verdict.NO_GO, Cause.SDM_NOT_APPLIED)]
+    alive = {**dead, "sdm_gradient_share": 0.01}
+    assert verdicts(at(600, 0.8, **alive), state=state) == [(Verdict.GO, Cause.NONE)]
+    assert verdicts(at(600, 0.1, **dead))[0][0] is Verdict.GO
 
 
 def test_the_first_steps_of_sdm_are_not_judged():
@@ -82,7 +86,7 @@ def test_a_paused_run_goes_on_with_new_patience():
 
 def test_sdm_that_crowds_cross_entropy_out_is_held_and_taken_back():
     on = PolicyState(verdict=Verdict.GO, notch=1, notch_step=600, best=0.8)
-    crowd = {**SCHEDULED, "sdm_weight": 0.1, "sdm_gradient_share": 0.95, "ce_slope": 0.0}
+    crowd = {**SCHEDULED, "sdm_weight": 0.1, "sdm_gradient_share": 0.95, "steps_per_epoch": 101}
     found = verdicts(*(at(700 + 100 * i, 0.8, **crowd) for i in range(3)), state=on)
     assert found == [
         (Verdict.GO, Cause.NONE),
@@ -104,7 +108,21 @@ def test_a_notch_is_tried_twice_and_then_no_more():
             seen.append(decision.verdict)
     assert seen[:4] == [Verdict.RAISE, Verdict.ROLLBACK] * 2
     assert Verdict.RAISE not in seen[4:]
-    assert (state.notch, state.ceiling) == (0, 0)
+    assert (state.notch, state.taken_back) == (0, (1, 1))
+
+
+def test_one_collapse_over_two_notches_is_held_against_the_first_only():
+    on = {**SCHEDULED, "sdm_weight": 0.5, "sdm_gradient_share": 0.3}
+    state = PolicyState(verdict=Verdict.GO, notch=3, notch_step=6000, best=0.3)
+    for step in (8000, 8100):
+        state, decision = decide(state, at(step, 0.99, **on), RULES)
+        assert decision.verdict is Verdict.ROLLBACK
+    assert (state.notch, state.taken_back) == (1, (3,))
+    raised = []
+    for epoch in range(5, 12):
+        state, decision = decide(state, at(1863 * epoch, 0.3, **on), RULES)
+        raised += [a.value for a in decision.actions]
+    assert raised == [0.3, 0.5]
 
 
 def test_a_wrong_feature_length_holds_sdm_back():
@@ -156,3 +174,105 @@ def test_the_state_stays_small():
         wild = at(100 * (i + 1), 0.3 + 0.68 * (i % 2), ce_swing=i % 3, top1=1.0)
         state, _ = decide(state, wild, RULES)
     assert len(state.since) < 20
+
+
+def test_a_number_that_is_not_finite_ends_the_run_by_its_name():
+    for state in (PolicyState(), GO):
+        for line in ("ce_fraction", "head_norm", "sdm", "body_grad_norm"):
+            state_after, decision = decide(state, healthy(50, **{line: math.nan}), RULES)
+            assert (decision.verdict, decision.cause) == (Verdict.NO_GO, Cause.NON_FINITE)
+            assert [f.line for f in decision.findings] == [line]
+            assert state_after.verdict is Verdict.NO_GO
+
+
+def test_a_run_that_stays_far_above_its_best_is_paused_in_the_end():
+    state = PolicyState(verdict=Verdict.GO, best=0.2, rollbacks=1, rollback_step=500)
+    reports = [at(1000 + 300 * i, 0.7, ce_slope=0.0) for i in range(4)]
+    found = verdicts(*reports, state=state)
+    assert [v for v, _ in found] == [Verdict.HOLD] * 3 + [Verdict.PAUSE]
+
+
+def test_a_run_that_ends_far_above_its_best_is_no_go():
+    state = PolicyState(verdict=Verdict.GO, best=0.2)
+    end = at(5000, 0.9, total_steps=5000, ce_slope=0.0)
+    assert verdicts(end, state=state) == [(Verdict.NO_GO, Cause.CE_REBOUND)]
+    back = at(5000, 0.9, total_steps=5000, ce_slope=-0.01)
+    assert verdicts(back, state=state)[0][0] is Verdict.GO
+    near = at(5000, 0.3, total_steps=5000)
+    assert verdicts(near, state=state) == [(Verdict.GO, Cause.NONE)]
+    high = PolicyState(verdict=Verdict.GO, best=0.94)
+    assert verdicts(at(5000, 0.96, total_steps=5000), state=high)[0][0] is Verdict.NO_GO
+
+
+def test_p_that_cannot_be_lowered_is_paused_after_an_epoch():
+    unpaired = {"rows_without_positive": 0.6, "pair_coverage": 0.4, "steps_per_epoch": 500}
+    found = told(*(at(1000 + 100 * i, **unpaired) for i in range(10)))
+    asked = [i for i, d in enumerate(found) if d.actions and d.actions[0].name == "ids_per_batch"]
+    assert asked == [2]
+    assert [d.verdict for d in found] == [Verdict.HOLD] * 9 + [Verdict.PAUSE]
+
+
+def test_after_a_rollback_the_windows_settle_first():
+    on = {**SCHEDULED, "sdm_weight": 0.3, "sdm_gradient_share": 0.3}
+    state = PolicyState(verdict=Verdict.GO, notch=2, notch_step=1000, best=0.3)
+    found = told(*(at(2000 + 50 * i, 0.99, **on) for i in range(3)), state=state)
+    assert [d.verdict for d in found] == [Verdict.ROLLBACK, Verdict.HOLD, Verdict.ROLLBACK]
+    assert found[0].findings[0].line == "ce_fraction"
+
+
+def test_sdm_starts_in_its_epoch_and_no_sooner():
+    late = Rules(PolicyConfig(), SdmConfig(start_epoch=4, min_steps=0))
+    found = told(*(at(200 * e, steps_per_epoch=200) for e in range(1, 6)), rules=late)
+    assert [d.verdict is Verdict.RAISE for d in found][:3] == [False, False, True]
+    assert found[0].sdm_reason == "SDM starts in epoch 4"
+
+
+def test_after_a_rollback_to_nothing_the_next_notch_waits_its_gap():
+    state = PolicyState(
+        verdict=Verdict.GO, best=0.5, rollbacks=1, rollback_step=1863, notch_step=1863
+    )
+    found = told(*(at(500 * i, steps_per_epoch=500) for i in (4, 5)), state=state)
+    assert [d.verdict for d in found] == [Verdict.GO, Verdict.RAISE]
+
+
+def test_the_patience_with_a_rise_counts_from_the_last_notch():
+    state = PolicyState(verdict=Verdict.GO, notch=1, notch_step=1950, best=0.3)
+    state = replace(state, since={"ce_rise": 1500})
+    on = {**SCHEDULED, "sdm_weight": 0.1, "sdm_gradient_share": 0.3, "ce_slope": 0.0}
+    found = told(*(at(step, 0.6, **on) for step in (2000, 2050)), state=state)
+    assert [d.verdict for d in found] == [Verdict.HOLD, Verdict.ROLLBACK]
+
+
+def test_the_length_of_the_head_is_noted_after_the_final_look_and_cut_again_half_as_much_later():
+    state, limits = GO, []
+    for epoch, norm in ((1, 2.0), (2, 4.0), (3, 13.0), (4, 20.0)):
+        report = at(300 * epoch, steps_per_epoch=300, head_norm=norm, head_lr=1e-2)
+        state, _ = decide(state, report, RULES)
+        limits.append(state.head_limit)
+    assert limits == [None, 12.0, 19.5, 19.5]
+    assert (state.head_cuts, state.head_cut_step) == (1, 900)
+
+
+def test_a_resumed_pause_over_pairing_gets_new_patience():
+    paused = PolicyState(verdict=Verdict.PAUSE, ids_from=16, ids_step=100, ids_applied=True)
+    state = resumed(paused, 3000)
+    unpaired = {"rows_without_positive": 0.6, "pair_coverage": 0.4, "ids_per_batch": 8}
+    found = told(*(at(3100 + 100 * i, **unpaired) for i in range(3)), state=state)
+    assert [d.verdict for d in found] == [Verdict.HOLD, Verdict.HOLD, Verdict.PAUSE]
+
+
+def test_memorised_is_a_hint_of_the_first_half_only():
+    assert told(at(900, top1=1.0, total_steps=2000))[0].cause is Cause.OVERFITTING
+    assert told(at(1100, top1=1.0, total_steps=2000))[0].cause is Cause.NONE
+
+
+def test_all_hints_are_told_at_once():
+    (decision,) = told(at(900, top1=1.0, data_wait_share=0.7))
+    assert decision.cause is Cause.DATA_STARVED
+    assert [f.line for f in decision.findings] == ["data_wait_share", "top1"]
+    assert decision.suggestions
+
+
+def test_a_small_head_alone_is_no_finding():
+    small = healthy(200, head_growth=1.1)
+    assert told(small, state=PolicyState())[0].findings == ()

@@ -64,7 +64,8 @@ def test_sdm_may_own_the_gradient_while_ce_goes_on_to_new_lows():
 def test_sdm_that_owns_the_gradient_while_ce_stays_above_its_best_is_taken_back():
     state, said = LEARNED, []
     for step in (2000, 2100, 2200):
-        report = with_sdm(step, ce_fraction=0.8, ce_slope=0.0, sdm_gradient_share=0.98)
+        stands = {"ce_fraction": 0.8, "ce_slope": 0.0, "steps_per_epoch": 150}
+        report = with_sdm(step, **stands, sdm_gradient_share=0.98)
         state, decision = decide(state, report, RULES)
         said.append((decision.verdict, decision.cause))
     assert said == [
