@@ -71,8 +71,10 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(ENV) $(BIN)/pytest -q -n 2 tests/unit tests/properties
 
+# What starts Ray or several ranks has the machine for itself; the rest shares its cores.
 test: check
-	$(ENV) $(BIN)/pytest tests/distributed tests/integration tests/ray
+	$(ENV) $(BIN)/pytest -n 2 -m "not prove and not ray" tests/integration
+	$(ENV) $(BIN)/pytest -m "not prove" tests/distributed tests/gpu tests/ray tests/integration/test_demo.py
 
 prove: $(READY)
 	$(ENV) $(BIN)/pytest -q -n 2 -m prove tests/integration

@@ -6,6 +6,7 @@ by the command that needs it, so that help and config checks answer at once.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -271,22 +272,32 @@ def _train(args: argparse.Namespace) -> int:
 
 def _train_config(file: str | None, overrides: list[str], resume: str | None) -> Any:
     """The config to train; None means that of the run to resume."""
-    from service.settings import load_config, override
+    from service.settings import load_config
 
     if file is not None:
         return load_config(file, overrides)
     if resume is None:
         raise ConfigError("train needs a config, as in `crossreid train configs/demo.yaml`")
+    return _resumed_config(resume, overrides)
+
+
+def _resumed_config(name: str, overrides: list[str]) -> Any:
+    """The config of a run or sweep to resume, with overrides, of which `run.storage` also says
+    where its id is looked for; None without any."""
     if not overrides:
         return None
     from service.orchestration.runs import open_run
+    from service.settings import given, override
 
-    return override(open_run(resume).config, overrides)
+    storage = given(overrides, "run.storage")
+    found = open_run(name, "runs" if storage is None else str(storage))
+    return override(found.config, overrides)
 
 
 def _tune(args: argparse.Namespace) -> int:
     from service.orchestration.space import check_space
 
+    _check_pace(args)
     config = _tune_config(args)
     if config is not None:
         check_space(config)
@@ -310,6 +321,16 @@ def _tune(args: argparse.Namespace) -> int:
     return found.exit_code
 
 
+def _check_pace(args: argparse.Namespace) -> None:
+    seconds = args.seconds_per_step
+    if seconds is None:
+        return
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigError(f"--seconds-per-step must be above 0 and finite; found {seconds:g}")
+    if not args.dry_run:
+        raise ConfigError("--seconds-per-step is for --dry-run, which counts the hours; add it")
+
+
 def _tune_config(args: argparse.Namespace) -> Any:
     """The sweep's config; None means that of the sweep to resume."""
     from service.orchestration.words import split_words
@@ -321,22 +342,23 @@ def _tune_config(args: argparse.Namespace) -> Any:
     file, overrides = split_words(args.words)
     if file is not None:
         return _required_config(args.words)
-    if not overrides:
-        return None
-    from service.orchestration.runs import open_run
-    from service.settings import override
-
-    return override(open_run(args.resume).config, overrides)
+    return _resumed_config(args.resume, overrides)
 
 
 def _dry_run(args: argparse.Namespace, config: Any) -> int:
-    from service.orchestration.budget import Pace, budget, check_here, measured_pace
+    from dataclasses import replace
+
+    from service.orchestration.budget import Pace, check_here, measured_pace
+    from service.orchestration.runs import plan_run
+    from service.orchestration.tune import check_sweep
 
     if args.seconds_per_step is not None and args.seconds_per_step <= 0:
         raise ConfigError(f"--seconds-per-step must be above 0; found {args.seconds_per_step:g}")
     given = args.seconds_per_step
+    plan_run(config, args.run_id, can_resume=False)
     check_here(config)
-    found = budget(config, Pace(given, "as given") if given else measured_pace(config))
+    pace = Pace(given, "as given") if given else measured_pace(config)
+    found = replace(check_sweep(config), pace=pace)
     space = {
         name: distribution.model_dump(exclude_none=True)
         for name, distribution in config.tune.space.items()

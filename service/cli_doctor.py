@@ -1,6 +1,9 @@
 """The words and answers of `crossreid doctor` and `crossreid explain`."""
 
 import argparse
+import re
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ from service.errors import ConfigError, ExitCode, RunError
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[[Any, str, Run, str], argparse.ArgumentParser]
 """Adds a command with the options that every command has: commands, name, run, help."""
+_THRESHOLD = re.compile(r"(policy\.)?[a-z_0-9]+=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,15 @@ def add_doctor(commands: Any, command: Command, run: Run) -> None:
     _add_config(add("cluster", "is the Ray cluster reached, alike and large enough"))
     _add_config(add("smoke", "all checks, then some hundred steps on your own data"))
     past = add("run", "replay a run's journal through the policy and explain its verdict")
-    past.add_argument("run_name", metavar="RUN", help="its id or folder, or a trial's folder")
-    past.add_argument("--policy", nargs="+", default=[], metavar="k=v", help="other thresholds")
+    past.usage = "%(prog)s [options] RUN [--policy k=v ...]"
+    past.add_argument("words", nargs="+", metavar="RUN", help="its id or folder, or a trial's")
+    past.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="k=v",
+        help="another threshold; more k=v may follow, or --policy again",
+    )
     past.add_argument("--storage", default="runs", help="where ids are looked for")
 
 
@@ -97,11 +108,12 @@ def explanation(args: argparse.Namespace) -> Answer:
     from service import explain
     from service.pages import PAGES
 
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
     if args.cause is None:
         values = {"causes": [explain.to_dict(cause) for cause in PAGES]}
-        return Answer(values, explain.listing(), ExitCode.OK)
+        return Answer(values, explain.listing(width), ExitCode.OK)
     cause = explain.find(args.cause)
-    return Answer(explain.to_dict(cause), explain.page(cause), ExitCode.OK)
+    return Answer(explain.to_dict(cause), explain.page(cause, width), ExitCode.OK)
 
 
 def _write(file: Path, text: str) -> None:
@@ -168,7 +180,14 @@ def _smoke(args: argparse.Namespace) -> Any:
 def _run(args: argparse.Namespace) -> Any:
     from service.doctor.replay import diagnose_run
 
-    return diagnose_run(args.run_name, args.policy, storage=args.storage)
+    runs = [word for word in args.words if not _THRESHOLD.match(word)]
+    if len(runs) != 1:
+        raise ConfigError(
+            f"expected one run, found {', '.join(runs) or 'none'}; other thresholds look like "
+            "--policy go=0.93"
+        )
+    thresholds = [word for word in args.words if _THRESHOLD.match(word)]
+    return diagnose_run(runs[0], [*args.policy, *thresholds], storage=args.storage)
 
 
 _LOOKS: dict[str, Callable[[argparse.Namespace], Any]] = {

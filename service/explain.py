@@ -9,7 +9,9 @@ from service.causes import WORDS, Cause
 from service.errors import ConfigError
 from service.pages import PAGES
 
-_WIDTH = 96
+_WIDTH = 80
+_WIDEST = 96
+"""Longer lines are hard to read, however wide the terminal is."""
 
 
 def find(name: str) -> Cause:
@@ -26,36 +28,36 @@ def find(name: str) -> Cause:
     raise ConfigError(f"{name!r} is no known cause; {hint}")
 
 
-def page(cause: Cause) -> str:
-    """The page as text."""
+def page(cause: Cause, width: int = _WIDTH) -> str:
+    """The page as text, in lines of at most `width` columns."""
     words, remedy = WORDS[cause]
     found = PAGES[cause]
-    steps = "\n".join(_wrapped(step, f"  {i}. ") for i, step in enumerate(found.do, start=1))
+    steps = [_wrapped(step, width, f"  {i}. ") for i, step in enumerate(found.do, start=1)]
     return "\n".join(
         (
-            f"{cause}: {words}",
+            _wrapped(f"{cause}: {words}", width, "", "  "),
             "",
             "How it looks",
-            _wrapped(found.looks),
+            _wrapped(found.looks, width),
             "",
             "Why",
-            _wrapped(found.why),
+            _wrapped(found.why, width),
             "",
             "What to do",
-            steps,
-            _wrapped(f"In short: {remedy}."),
+            *steps,
+            _wrapped(f"In short: {remedy}.", width),
             "",
             "Where it has been seen",
-            _wrapped(found.seen),
+            _wrapped(found.seen, width),
             "",
         )
     )
 
 
-def listing() -> str:
-    """Every cause with its words, one line each."""
+def listing(width: int = _WIDTH) -> str:
+    """Every cause with its words, in lines of at most `width` columns."""
     wide = max(len(cause) for cause in PAGES)
-    return "".join(f"{cause:<{wide}}  {WORDS[cause][0]}\n" for cause in PAGES)
+    return "".join(f"{_wrapped(WORDS[c][0], width, f'{c:<{wide}}  ')}\n" for c in PAGES)
 
 
 def to_dict(cause: Cause) -> dict[str, Any]:
@@ -64,12 +66,13 @@ def to_dict(cause: Cause) -> dict[str, Any]:
     return {"cause": str(cause), "words": words, "remedy": remedy, **asdict(PAGES[cause])}
 
 
-def _wrapped(text: str, lead: str = "  ") -> str:
+def _wrapped(text: str, width: int, lead: str = "  ", below: str | None = None) -> str:
+    """A paragraph behind `lead`; its other lines stand behind `below`, or under its text."""
     return textwrap.fill(
         text,
-        _WIDTH,
+        min(width, _WIDEST),
         initial_indent=lead,
-        subsequent_indent=" " * len(lead),
+        subsequent_indent=" " * len(lead) if below is None else below,
         break_on_hyphens=False,
         break_long_words=False,
     )

@@ -14,9 +14,13 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from service.config import Config, Section
+from service.config import Config, Distribution, Section
 from service.errors import ConfigError
 
+_SPACE = ("tune", "space")
+_EXAMPLE = "optim.head_lr"
+_MISPLACED = ("extra_forbidden", "model_type", "dict_type", "model_attributes_type")
+"""pydantic's errors about what is no distribution, or lies where one should be."""
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What PyYAML raises, besides its own errors, for a value that cannot be what it looks like."""
 
@@ -72,6 +76,21 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
     return _validated(config.model_dump(mode="python"), overrides, "config")
 
 
+def given(overrides: Iterable[str], name: str) -> Any:
+    """What the overrides say for the setting `name`; None when they leave it out.
+
+    Raises:
+        ConfigError: an override that cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for text in overrides:
+        values = _merged(values, _override(text))
+    found: Any = values
+    for key in name.split("."):
+        found = cast(Any, found).get(key) if isinstance(found, Mapping) else None
+    return found
+
+
 def known_settings() -> list[str]:
     """Every dotted setting name, sections left out."""
     return sorted(_names(Config, ""))
@@ -125,13 +144,20 @@ def _value(text: str, name: str, where: str) -> Any:
         ) from error
 
 
-def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `top` laid over it, section by section; lists are replaced whole."""
+def _merged(
+    base: dict[str, Any], top: Mapping[str, Any], at: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """`base` with `top` laid over it, section by section.
+
+    Lists are replaced whole, and so are distributions, of which two would contradict each other.
+    at: the path of the section that both are.
+    """
     result = dict(base)
     for key, value in top.items():
         below = result.get(key)
-        if isinstance(below, dict) and isinstance(value, Mapping):
-            result[key] = _merged(cast(dict[str, Any], below), cast(Mapping[str, Any], value))
+        if isinstance(below, dict) and isinstance(value, Mapping) and at != _SPACE:
+            section = cast(dict[str, Any], below)
+            result[key] = _merged(section, cast(Mapping[str, Any], value), (*at, key))
         else:
             result[key] = value
     return result
@@ -144,11 +170,17 @@ def _override(text: str) -> dict[str, Any]:
     if not sign or not all(keys):
         raise ConfigError(f"override {text!r} must look like section.setting=value")
     value = _value(raw, "value", f"override {text[:100]!r}")
-    if keys[:2] == ["tune", "space"] and len(keys) > 2:
-        keys = ["tune", "space", ".".join(keys[2:])]
-    for key in reversed(keys):
+    for key in reversed(_space_keys(keys)):
         value = {key: value}
     return cast(dict[str, Any], value)
+
+
+def _space_keys(keys: list[str]) -> list[str]:
+    """The path with the dotted setting of `tune.space.a.b` or `tune.space.a.b.grid` as one key."""
+    if tuple(keys[:2]) != _SPACE or len(keys) < 3:
+        return keys
+    kind = keys[-1:] if keys[-1] in Distribution.model_fields and len(keys) > 3 else []
+    return [*_SPACE, ".".join(keys[2 : len(keys) - len(kind)]), *kind]
 
 
 def _validated(values: dict[str, Any], overrides: Iterable[str], name: str) -> Config:
@@ -163,6 +195,8 @@ def _validated(values: dict[str, Any], overrides: Iterable[str], name: str) -> C
 
 def _explained(item: dict[str, Any]) -> str:
     path = ".".join(str(part) for part in item["loc"]) or "(top level)"
+    if item["loc"][:2] == _SPACE and item["type"] in _MISPLACED:
+        return _explained_distribution(path.removeprefix("tune.space").strip("."), item["input"])
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path, _all_names(), n=1, cutoff=0.6)
         last = [n for n in _all_names() if n.rpartition(".")[2] == path.rpartition(".")[2]]
@@ -171,7 +205,30 @@ def _explained(item: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{path}: missing; it has no default"
     message = str(item["msg"]).removeprefix("Value error, ")
+    if message.startswith(f"{path}."):
+        return message
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping | Section):
+        return f"{path}: {message}"
     return f"{path}: {message}; found {item['input']!r}"[:400]
+
+
+def _explained_distribution(name: str, found: Any) -> str:
+    """How to write what stands at `name` under `tune.space` and is no distribution.
+
+    found: a section with settings in it, a value without its kind, or an unknown kind's value.
+    """
+    kinds = Distribution.model_fields
+    told = f"tune.space{f'.{name}' if name else ''}"
+    setting = name or _EXAMPLE
+    if setting not in known_settings() and setting.rpartition(".")[0] in known_settings():
+        return f"{told}: unknown kind of distribution; it is one of {', '.join(kinds)}"
+    while isinstance(found, Mapping) and found and not set(found) & set(kinds):
+        inner, found = next(iter(cast(Mapping[str, Any], found).items()))
+        setting = f"{setting}.{inner}"
+    if setting not in known_settings():
+        setting = next(iter(difflib.get_close_matches(setting, known_settings())), _EXAMPLE)
+    right = f'tune.space={{"{setting}": {{"grid": [...]}}}}'
+    return f"{told}: needs a dotted setting and its distribution, as in {right}"
 
 
 def _all_names() -> list[str]:

@@ -113,9 +113,12 @@ def manifest(found: "Manifest", pairable: int, unpairable: list[str]) -> str:
     return plain(table) + "\n".join(lines) + "\n"
 
 
-def plain(table: Table) -> str:
-    """A rich table as text; as wide as the terminal, or 120 columns where there is none."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+def plain(table: Table, width: int | None = None) -> str:
+    """A rich table as text.
+
+    width: columns of a line; None takes the terminal's, or 120 where there is none.
+    """
+    console = Console(highlight=False, width=width or (None if sys.stdout.isatty() else 120))
     with console.capture() as text:
         console.print(table)
     return text.get()

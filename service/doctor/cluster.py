@@ -21,6 +21,7 @@ from service.doctor.check import Check, Diagnosis, Status, Table, judged
 from service.errors import ClusterError
 from service.orchestration.cluster import NAMESPACE, Cluster, connected, first_line, require
 from service.orchestration.runs import resolved
+from service.orchestration.space import num_trials
 from service.telemetry.exporter import ACTOR_NAME
 
 TASK_S = 60.0
@@ -105,18 +106,25 @@ def _a_node(config: Config, ours: dict[str, str]) -> tuple[dict[str, str], list[
 def _resources(config: Config) -> Check:
     found = ray.cluster_resources()
     has = f"{found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
+    asked, trials = config.cluster, _concurrent(config)
     try:
-        require(config.cluster)
+        require(asked, trials)
     except ClusterError as error:
         wanted = "room for all workers at once"
-        return Check("resources", Status.FAIL, str(error), wanted, "see cluster.num_workers")
-    asked = config.cluster
+        remedy = "see cluster.num_workers" + (" and tune.max_concurrent" if trials > 1 else "")
+        return Check("resources", Status.FAIL, str(error), wanted, remedy)
+    who = "the run asks for" if trials == 1 else f"the sweep asks for {trials} trials x"
     return Check(
         "resources",
         Status.OK,
-        f"{has}; the run asks for {asked.num_workers} x {asked.cpus_per_worker:g} CPUs and "
+        f"{has}; {who} {asked.num_workers} x {asked.cpus_per_worker:g} CPUs and "
         f"{asked.gpus_per_worker:g} GPUs",
     )
+
+
+def _concurrent(config: Config) -> int:
+    """Trials at the same time; a config that searches nothing is one run."""
+    return min(num_trials(config), config.tune.max_concurrent) if config.tune.space else 1
 
 
 def _alike(ours: dict[str, str], theirs: dict[str, str]) -> Check:

@@ -2,6 +2,7 @@
 would have decided."""
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,13 +47,16 @@ class Past:
 def diagnose_run(run: str, thresholds: Iterable[str] = (), *, storage: str = "runs") -> Diagnosis:
     """The replay of the run that `run` names: an id below `storage`, a run's or a trial's folder.
 
-    thresholds: settings of the policy, as in go=0.9, that take the place of the run's own.
+    thresholds: settings of the policy, as in go=0.93, that take the place of the run's own.
+    Of a sweep it is the list of its trials, with exit code USER_ERROR: one of them is to be named.
 
     Raises:
         RunError: no such run, no report in its journal yet, or one of another version.
         ConfigError: a threshold that does not exist or does not fit.
     """
     found = open_run(run, storage)
+    if (found.path / SWEEP_JOURNAL).is_file():
+        return _trials_of(found.path)
     changes = [text if text.startswith("policy.") else f"policy.{text}" for text in thresholds]
     config = override(found.config, changes)
     past = read_past(found.path)
@@ -65,6 +69,8 @@ def diagnose_run(run: str, thresholds: Iterable[str] = (), *, storage: str = "ru
     decisions = replay(past, config)
     other = differences(past, decisions)
     notes = [*past.notes, *_told(changes, other, bool(past.judged))]
+    if changes:
+        notes += _cut_short(past, decisions[-1])
     return _explained(found.run_id, past, decisions, notes, len(other) if not changes else 0)
 
 
@@ -188,8 +194,57 @@ def _told(changes: list[str], other: list[str], was_judged: bool) -> list[str]:
     return other[:10] or ["the replay gives every decision that was journaled"]
 
 
+def _cut_short(past: Past, last: Decision) -> list[str]:
+    """That other thresholds would have gone on where the records end."""
+    report = past.reports[-1]
+    if last.verdict.ends or last.step < report.step or report.step >= report.total_steps > 0:
+        return []
+    verdict, cause = past.judged.get(last.step, ("", ""))
+    ended = bool(verdict) and Verdict(verdict).ends
+    then = f"the run ended there with {_short(verdict, cause)}" if ended else "there is no more"
+    return [
+        f"the records end at step {last.step}: {then}, so what these thresholds would have decided "
+        "later is not known"
+    ]
+
+
 def _short(verdict: str, cause: str) -> str:
     return verdict if cause in ("none", "") else f"{verdict} ({cause})"
+
+
+# -- a sweep ---------------------------------------------------------------------------------------
+
+
+def _trials_of(sweep: Path) -> Diagnosis:
+    """The trials of a sweep, what was decided for each last, and how to replay it."""
+    notes: list[str] = []
+    last: dict[str, dict[str, Any]] = {}
+    for line in _lines(sweep / SWEEP_JOURNAL, notes):
+        if "trial" in line:
+            last.setdefault(line["trial"], {})
+            last[line["trial"]] = line.get("decision") or last[line["trial"]]
+    rows = tuple(_trial(sweep / name, decision) for name, decision in sorted(last.items()))
+    title = f"Trials of {sweep.name}"
+    return Diagnosis(
+        f"sweep {sweep.name}",
+        (Check("trials", Status.OK, f"{len(rows)} in {sweep}"),),
+        (Table(title, ("trial", "step", "verdict", "cause", "replay it with"), rows),),
+        tuple(notes),
+        f"{sweep.name} is a sweep: its trials are replayed one at a time",
+        int(ExitCode.USER_ERROR),
+    )
+
+
+def _trial(path: Path, decision: dict[str, Any]) -> tuple[str, ...]:
+    cause = str(decision.get("cause", ""))
+    began = (path / FILE_NAME).is_file()
+    return (
+        path.name,
+        str(decision.get("step", "")),
+        str(decision.get("verdict", "")),
+        "" if cause == Cause.NONE else cause,
+        f"crossreid doctor run {shlex.quote(str(path))}" if began else "it made no step yet",
+    )
 
 
 # -- saying it -------------------------------------------------------------------------------------

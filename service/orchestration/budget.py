@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -58,11 +59,12 @@ class Budget:
 
     @property
     def hours(self) -> float | None:
-        """Hours on the clock, at most: no slot is empty while trials wait."""
+        """Hours on the clock, at most, in any order: no slot is empty while trials wait."""
         if self.pace is None:
             return None
-        slot = self.steps / self.concurrent + self.longest * (1 - 1 / self.concurrent)
-        return slot * self.pace.seconds / 3600
+        spread = self.steps / self.concurrent + self.longest * (1 - 1 / self.concurrent)
+        in_turn = math.ceil(self.trials / self.concurrent) * self.longest
+        return min(spread, in_turn) * self.pace.seconds / 3600
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

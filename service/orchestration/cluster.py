@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ def require(config: ClusterConfig, trials: int = 1) -> None:
             continue
         raise ClusterError(
             f"the run needs {needed:g} {kind}s ({_times(config, trials)} x {each:g}), but the "
-            f"cluster has {has:g}; try {_remedy(each, has, trials)}"
+            f"cluster has {has:g}; try {_remedy(config, found, trials)}"
         )
 
 
@@ -125,13 +125,17 @@ def _times(config: ClusterConfig, trials: int) -> str:
     return workers if trials == 1 else f"{trials} trials x {workers}"
 
 
-def _remedy(each: float, has: float, trials: int) -> str:
-    fitting = math.floor(has / each)
+def _remedy(config: ClusterConfig, found: Mapping[str, float], trials: int) -> str:
+    """What the cluster holds instead; found: what it has, by kind."""
+    asked = (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker))
+    fitting = min(math.floor(found.get(kind, 0.0) / each) for kind, each in asked if each)
     if fitting < 1:
         return "a larger machine, or fewer cpus_per_worker and gpus_per_worker under cluster:"
-    if trials > 1:
-        return f"tune.max_concurrent={max(fitting // trials, 1)} or fewer workers a trial"
-    return f"cluster.num_workers={fitting}"
+    together = fitting // config.num_workers
+    if together:
+        return f"tune.max_concurrent={together} or fewer workers a trial"
+    alone = " and tune.max_concurrent=1" if trials > 1 else ""
+    return f"cluster.num_workers={fitting}{alone}"
 
 
 def _init(address: str, values: dict[str, str]) -> None:

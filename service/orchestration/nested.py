@@ -66,9 +66,13 @@ def _outcome(sample: dict[str, Any], text: str, path: str, control: str) -> dict
 
 
 def _trial_run(config: Config, trial_id: str, sweep: Path) -> Run:
-    """The trial's run; Tune starts a trial again whose process was lost."""
+    """The trial's run; Tune starts a trial again whose process was lost.
+
+    Where it runs and on how many workers, the sweep's config says now; the rest is as it was.
+    """
     if (sweep / trial_id).is_dir():
-        return open_run(str(sweep / trial_id))
+        found = open_run(str(sweep / trial_id))
+        return Run(found.run_id, found.path, config)
     return create_run(config, trial_id, sweep)
 
 

@@ -1,6 +1,7 @@
 """How a sweep ended: a line for each trial, the best one, what was decided and what was saved."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,13 +11,15 @@ import yaml
 
 from service.decisions import Decision, Verdict
 from service.errors import CrossReidError, ExitCode, RunError
-from service.orchestration.runs import Run, read_summary, write_summary
+from service.orchestration.runs import Run, read_summary, resume_words, write_summary
+from service.orchestration.scalars import MODES
 from service.orchestration.space import with_sample
 from service.orchestration.trials import TrialRecord
 from service.orchestration.worker import rebuilt
 from service.telemetry.logs import action_words, redacted
 
 BEST_FILE = "best.yaml"
+_BEST_FIRST = ("GO", "PAUSE", "NO_GO", "ERROR", "WAIT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """How a sweep ended. best: the row whose config is in `best.yaml`, if any trial got GO.
-    decisions: by trial, those that said something new."""
+    decisions: by trial, those that said something new. verdict: GO, PAUSE, NO_GO, ERROR, WAIT,
+    UNKNOWN or STOPPED. is_open: a trial has not ended, so the sweep can be continued."""
 
     experiment_id: str
     path: Path
@@ -58,6 +62,8 @@ class Sweep:
     best: Row | None
     exit_code: int
     decisions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    verdict: str = "UNKNOWN"
+    is_open: bool = False
 
     @property
     def steps(self) -> int:
@@ -74,6 +80,7 @@ class Sweep:
         return {
             "run_id": self.experiment_id,
             "run_dir": str(self.path),
+            "verdict": self.verdict,
             "trials": [asdict(row) for row in self.rows],
             "best": self.best.trial if self.best else None,
             "steps": self.steps,
@@ -89,8 +96,10 @@ def row_of(sweep: Run, result: Any, records: Mapping[str, TrialRecord]) -> Row:
     metrics: dict[str, Any] = result.metrics or {}
     # A trial that never reported has no metrics; its folder at Tune is named after it.
     trial = metrics.get("trial_id") or Path(result.path or "unknown").name
-    row = Row(trial=trial, sample=dict(result.config or {}), verdict="UNKNOWN")
     record = records.get(trial)
+    # Tune tells the sample of a trial only once it has reported.
+    sample = record.sample if record else result.config
+    row = Row(trial=trial, sample=dict(sample or {}), verdict="UNKNOWN")
     outcome = json.loads(metrics.get("outcome", "{}"))
     if not outcome and record is not None and record.outcome:
         outcome = record.outcome
@@ -133,6 +142,9 @@ def judged_row(sweep: Run, row: Row, record: TrialRecord | None) -> Row:
     steps = summary.get("steps", max(record.step, 0))
     saved = max(record.total - steps, 0) if record.is_stopping else 0
     row = replace(row, steps=steps, total=record.total, saved=saved, note=record.note)
+    if row.verdict == Verdict.PAUSE:
+        again = f"continue it with crossreid train {resume_words(sweep.path / row.trial)}"
+        row = replace(row, remedy="; ".join(part for part in (row.remedy, again) if part))
     if (sweep.path / row.trial).is_dir():
         facts = {"run_id": row.trial, "steps": steps, **summary}
         summary = {**facts, "verdict": row.verdict, "cause": row.told}
@@ -159,14 +171,23 @@ def _last_line(error: BaseException) -> str:
     return redacted(lines[-1].strip()) if lines else type(error).__name__
 
 
-def best_of(rows: Iterable[Row]) -> Row | None:
-    """The GO trial with the highest mean mAP, or without evaluation the lowest cross-entropy."""
+def best_of(rows: Iterable[Row], metric: str) -> Row | None:
+    """The GO trial with the highest mean mAP; between trials without evaluation the one that is
+    best by `metric`, a health line of `MODES`."""
+    sign = 1.0 if MODES[metric] == "max" else -1.0
 
     def merit(row: Row) -> tuple[float, float]:
         found = row.summary.get("mAP", {}).get("mean", 0.0)
-        return found, -row.summary.get("ce_fraction", 1.0)
+        return found, sign * row.summary.get(metric, -sign * math.inf)
 
     return max((row for row in rows if row.verdict == "GO"), key=merit, default=None)
+
+
+def verdict_of(rows: Iterable[Row]) -> str:
+    """The sweep's verdict: the best that a trial got; PAUSE before NO_GO, since such a trial can
+    still be continued."""
+    found = {row.verdict for row in rows}
+    return next((verdict for verdict in _BEST_FIRST if verdict in found), "UNKNOWN")
 
 
 def best_yaml(sweep: Run, best: Row) -> str:

@@ -204,7 +204,7 @@ def resume_run(run: str, config: Config | None = None) -> Run:
         return found
     config = resolved(config)
     if config.fingerprint() != found.config.fingerprint():
-        names = "; ".join(_differences(found.config, config))
+        names = "; ".join(differences(found.config, config))
         raise RunError(
             f"run {found.run_id} was started with another config: {names}. Leave the overrides out "
             "to continue it as it was, or start a new run"
@@ -289,7 +289,7 @@ def _refuse_ended(run: Run) -> None:
     )
 
 
-def _differences(old: Config, new: Config) -> list[str]:
+def differences(old: Config, new: Config) -> list[str]:
     """The settings that determine the weights and differ."""
     there, here = _flat(old.fingerprint_values()), _flat(new.fingerprint_values())
     return [

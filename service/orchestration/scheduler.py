@@ -17,13 +17,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from service.config import Config
 from service.decisions import Action, Decision, Directive, Verdict
 from service.errors import RunError
-from service.gonogo import Rules, decide
+from service.gonogo import decide
 from service.health import HealthReport
 from service.orchestration.bases import Base
 from service.orchestration.scalars import compared
-from service.orchestration.space import with_sample
 from service.orchestration.sweep_journal import Line, SweepJournal
-from service.orchestration.trials import TrialRecord, is_end, rebuilt_records
+from service.orchestration.trials import TrialRecord, is_end, new_record, rebuilt_records
 
 Send = Callable[[str, Directive], None]
 Listen = Callable[[str, HealthReport, Decision], None]
@@ -110,25 +109,30 @@ class GoNoGoScheduler(TrialScheduler):
         """Tune also adds a trial again that it retries after an error, or took from a snapshot.
 
         A restored trial that has ended, or was asked to, is not run again; the others wait for
-        room.
+        room. One whose sample contradicts itself is never run; the sweep goes on without it.
         """
         key = trial.trial_id
         record = self._record(trial)
+        is_restored = key in self._restored
+        self._restored.discard(key)
+        if record.is_unfit:
+            # Tune reads a result's folder, which it makes when it starts the trial.
+            trial.init_local_path()
+            self._finish(tune_controller, trial, record)
+            return
         self._base.added(tune_controller, key)
         self._open.add(key)
         self.ended.discard(key)
-        if key not in self._restored:
+        if not is_restored:
             return
-        self._restored.discard(key)
         if record.outcome is None and not record.is_stopping:
             # Tune starts what is PENDING all at once, but asks before it starts what is PAUSED.
             trial.set_status("PAUSED")
+            trial.max_failures = self._config.cluster.max_failures
             return
         if record.outcome is None:
             self._end(tune_controller, key, {})
-        trial.set_status("TERMINATED")
-        tune_controller.search_alg.on_trial_complete(key, result=dict(record.metrics))
-        self._gone(key)
+        self._finish(tune_controller, trial, record)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE, unless the trial was asked to stop and the grace period is over.
@@ -204,9 +208,10 @@ class GoNoGoScheduler(TrialScheduler):
         key, sample = trial.trial_id, dict(trial.config or {})
         found = self.trials.get(key)
         if found is None:
-            rules = Rules.of(with_sample(self._config, sample))
-            found = self.trials[key] = TrialRecord(rules, sample)
+            found = self.trials[key] = new_record(self._config, sample)
             self._append("trial", key, {})
+            if found.outcome is not None:
+                self._append("end", key, {"outcome": found.outcome})
         elif found.sample != sample:
             raise RunError(
                 f"trial {key} has the sample {sample}, but {self._journal.path} says "
@@ -222,13 +227,17 @@ class GoNoGoScheduler(TrialScheduler):
         report: HealthReport,
         applied: int,
     ) -> None:
-        """One report's decision: written down, then sent, then told."""
+        """One report's decision: written down, then sent, then told.
+
+        After its last step a trial only evaluates and ends by itself, so nothing is asked of it.
+        """
         record.step, record.total = report.step, report.total_steps
         record.metrics = compared(report.to_dict())
         record.state, decision = decide(record.state, report, record.rules)
         record.decisions.append(decision)
         falls_behind = self._base.stops(tune_controller, key, record.metrics)
-        directive = _directive(decision, record, applied)
+        falls_behind = falls_behind and not record.is_at_end
+        directive = None if record.is_at_end else _directive(decision, record, applied)
         if falls_behind and not (directive and directive.stop):
             reason = f"stopped by {self._base.name} at step {report.step}"
             directive = Directive.to_stop(_next_number(record, applied), reason)
@@ -254,7 +263,10 @@ class GoNoGoScheduler(TrialScheduler):
         self._send(key, directive)
 
     def _overdue(self, record: TrialRecord) -> bool:
-        return record.stop_at is not None and self._clock() - record.stop_at > self._grace_s
+        """Whether the grace period is over; one that is past its last step ends by itself."""
+        if record.stop_at is None or record.is_at_end:
+            return False
+        return self._clock() - record.stop_at > self._grace_s
 
     def _end(self, tune_controller: Any, key: str, outcome: dict[str, Any]) -> None:
         """The trial has ended for good: it is not run again when the sweep is continued."""
@@ -264,6 +276,12 @@ class GoNoGoScheduler(TrialScheduler):
         record.outcome = outcome
         self._base.ended(tune_controller, key, record.metrics)
         self._append("end", key, {"outcome": outcome})
+
+    def _finish(self, tune_controller: Any, trial: Any, record: TrialRecord) -> None:
+        """Takes a trial that is being added for one that has ended."""
+        trial.set_status("TERMINATED")
+        tune_controller.search_alg.on_trial_complete(trial.trial_id, result=dict(record.metrics))
+        self._gone(trial.trial_id)
 
     def _gone(self, key: str) -> None:
         self._open.discard(key)

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +38,7 @@ from service.orchestration.runs import (
     resume_or_plan,
     resume_words,
 )
+from service.orchestration.trials import INTERRUPTED
 from service.orchestration.worker import EndOnFault, Job, WorkerFault, rebuilt, run_worker
 from service.telemetry.exporter import ExporterLease, acquire
 from service.telemetry.logs import redacted
@@ -196,21 +197,31 @@ def _watch(
         return ended(run, task.result())
     except KeyboardInterrupt:
         with contextlib.suppress(KeyboardInterrupt):
-            stop_trials(task, monitor, reader)
+            stop_trials(task, monitor, reader, lambda: (MAIN_TRIAL,))
         outcome = ended(run, task.result()) if task.wait(0) else None
         return interrupted(run) if outcome is None or outcome.verdict == STOPPED else outcome
 
 
-def stop_trials(task: Background[Any], monitor: Monitor, reader: ControlReader) -> None:
-    """Asks started trials to write their checkpoint and stop; waits at most `STOP_S` for `task`."""
-    started = monitor.started
+def stop_trials(
+    task: Background[Any],
+    monitor: Monitor,
+    reader: ControlReader,
+    going: Callable[[], Iterable[str]],
+) -> None:
+    """Asks trials to write their checkpoint and stop; waits at most `STOP_S` for `task`.
+
+    going: the keys of those that may still run. One whose workers are yet to come up finds the
+    request when they do. While no trial's workers have come up, there is nothing to wait for.
+    """
     until = time.monotonic() + STOP_S
-    while started and not task.wait(0) and time.monotonic() < until:
-        for key in started:
+    while not task.wait(0) and time.monotonic() < until:
+        for key in going():
             # Again at every look: a control plane that was lost meanwhile has forgotten it.
-            reader.put(key, Directive.to_stop(0, "interrupted"))
+            reader.put(key, Directive.to_stop(0, INTERRUPTED))
         task.wait(LOOK_S)
         monitor.look(reader)
+        if not monitor.started:
+            return
 
 
 def _scaling(config: Config) -> ScalingConfig:

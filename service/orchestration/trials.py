@@ -6,10 +6,11 @@ from typing import Any
 
 from service.config import Config
 from service.decisions import Decision, Directive, PolicyState, Verdict
-from service.errors import RunError
+from service.errors import ConfigError, RunError
 from service.gonogo import Rules
 from service.orchestration.space import with_sample
 from service.orchestration.sweep_journal import Line
+from service.orchestration.worker import error_values
 
 INTERRUPTED = "interrupted"
 """The reason of the directive by which a driver stops its trials when the user stops it."""
@@ -55,6 +56,26 @@ class TrialRecord:
         asked = self.directive
         return asked.reason if asked and asked.stop and not asked.verdict else ""
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether it has made its last step, and so ends by itself."""
+        return 0 < self.total <= self.step
+
+    @property
+    def is_unfit(self) -> bool:
+        """Whether it never ran since its sample is no config."""
+        return self.step < 0 and (self.outcome or {}).get("error", {}).get("type") == "ConfigError"
+
+
+def new_record(config: Config, sample: dict[str, Any]) -> TrialRecord:
+    """The record of a trial that has not reported; it has ended already if its sample laid over
+    `config` contradicts itself."""
+    try:
+        return TrialRecord(Rules.of(with_sample(config, sample)), sample)
+    except ConfigError as error:
+        outcome = {"error": error_values(error)}
+        return TrialRecord(Rules.of(config), sample, outcome=outcome)
+
 
 def is_end(outcome: dict[str, Any]) -> bool:
     """Whether a trial that told `outcome` will not go on when its sweep is continued.
@@ -88,8 +109,7 @@ def _take(config: Config, records: dict[str, TrialRecord], line: Line) -> None:
     key = line["trial"]
     if key not in records:
         # The line that named the trial may be lost; every other line names its sample too.
-        sample = line["sample"]
-        records[key] = TrialRecord(Rules.of(with_sample(config, sample)), sample)
+        records[key] = new_record(config, line["sample"])
     record = records[key]
     if line["event"] == "decision":
         record.state = PolicyState.from_dict(line["state"])

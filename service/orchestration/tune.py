@@ -29,8 +29,10 @@ from service.orchestration.rows import (
     open_row,
     row_of,
     short_decisions,
+    verdict_of,
 )
 from service.orchestration.runs import (
+    SUMMARY_FILE,
     Run,
     held,
     make_run,
@@ -42,14 +44,15 @@ from service.orchestration.search import check_search, make_search
 from service.orchestration.sinks import check_loggers, make_loggers
 from service.orchestration.space import check_space, param_space
 from service.orchestration.sweep_journal import FILE_NAME as JOURNAL
-from service.orchestration.sweep_journal import SweepJournal, check_head, head_line
-from service.orchestration.sweeps import resume_sweep
+from service.orchestration.sweep_journal import SweepJournal
+from service.orchestration.sweeps import check_head, head_line, resume_sweep
 from service.orchestration.train import exporter_lease
 from service.orchestration.trials import TrialRecord
 from service.orchestration.watch import Watch
+from service.training.ending import STOPPED
 from service.training.files import write_text
 
-__all__ = ["BEST_FILE", "JOURNAL", "launch_tuning"]
+__all__ = ["BEST_FILE", "JOURNAL", "check_sweep", "launch_tuning"]
 
 _TUNE_FOLDER = "tune"
 _OUTER = {"CPU": 0, "node:__internal_head__": 0.001}
@@ -86,13 +89,15 @@ def launch_tuning(
     else:
         raise ValueError("a new sweep needs a config")
     config = sweep.config
-    plan = _checked(config)
+    plan = check_sweep(config)
     with connected(config.cluster) as cluster, contextlib.ExitStack() as stack:
         require(config.cluster, trials=plan.concurrent)
         if resume is None:
             make_run(sweep)
         stack.enter_context(held(sweep))
-        scheduler = _scheduler(sweep, plan)
+        # What an earlier driver summed up no longer holds.
+        (sweep.path / SUMMARY_FILE).unlink(missing_ok=True)
+        scheduler = _scheduler(sweep, plan, on_progress)
         control = start_control(f"control-{sweep.run_id}")
         reader = ControlReader(control)
         lease = exporter_lease(config, sweep.run_id, local=cluster.local)
@@ -109,25 +114,35 @@ def launch_tuning(
         return _ended(sweep, results, scheduler.trials, was_interrupted)
 
 
-def _checked(config: Config) -> Budget:
-    """What the sweep may take, if everything it needs is there."""
+def check_sweep(config: Config) -> Budget:
+    """What the sweep may take, if everything it needs is there; starts and writes nothing.
+
+    Raises:
+        ConfigError: the space, the search, the base or the loggers do not fit.
+        DataError, SamplerError: a sample that the space can draw does not fit the records.
+    """
     check_space(config)
     check_search(config)
     check_loggers(config.tune.loggers)
-    return budget(config)
+    plan = budget(config)
+    make_base(config.tune, plan.longest)
+    return plan
 
 
-def _scheduler(sweep: Run, plan: Budget) -> GoNoGoScheduler:
+def _scheduler(sweep: Run, plan: Budget, on_progress: OnProgress) -> GoNoGoScheduler:
     """The scheduler, with all that the sweep's journal knows."""
     journal = SweepJournal(sweep.path / JOURNAL)
-    past = check_head(journal, sweep.run_id, sweep.config)
+    past, torn = check_head(sweep), journal.torn()
+    journal.mend()
+    if torn:
+        lines = "1 line was" if torn == 1 else f"{torn} lines were"
+        told = f"{lines} cut off in {journal.path} and left out: what stood there is decided again"
+        on_progress(Update(trial=SWEEP, messages=(told,)))
     scheduler = GoNoGoScheduler(
         sweep.config, journal.path, base=make_base(sweep.config.tune, plan.longest)
     )
     scheduler.replay(past)
-    if journal.read():
-        journal.mend()
-    else:
+    if not journal.read():
         journal.append(head_line(sweep.run_id, sweep.config))
     return scheduler
 
@@ -136,11 +151,14 @@ def _tuner(sweep: Run, scheduler: GoNoGoScheduler) -> Tuner:
     """A new Tuner, or the one whose files an earlier driver left.
 
     Tune brings back the trials and what the search has learned; scheduler and search themselves
-    are made anew, since those in its files are as they were before the first trial.
+    are made anew, since those in its files are as they were before the first trial. So are the
+    loggers and the number of failures, which the config may name otherwise now.
     """
     config, folder = sweep.config, sweep.path / _TUNE_FOLDER
     search = make_search(config, sweep.run_id, scheduler)
     trainable = tune.with_resources(_trainable(sweep), _OUTER)
+    loggers = make_loggers(config.tune.loggers, sweep.run_id, sweep.path)
+    failures = tune.FailureConfig(max_failures=config.cluster.max_failures)
     if not _can_restore(sweep, folder, has_trials=bool(scheduler.trials)):
         return Tuner(
             trainable,
@@ -151,8 +169,8 @@ def _tuner(sweep: Run, scheduler: GoNoGoScheduler) -> Tuner:
             run_config=tune.RunConfig(
                 name=_TUNE_FOLDER,
                 storage_path=str(sweep.path),
-                failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
-                callbacks=make_loggers(config.tune.loggers, sweep.run_id, sweep.path),
+                failure_config=failures,
+                callbacks=loggers,
                 verbose=0,
             ),
         )
@@ -167,6 +185,8 @@ def _tuner(sweep: Run, scheduler: GoNoGoScheduler) -> Tuner:
     restored: Any = tuner._local_tuner
     restored._tune_config.scheduler = scheduler
     restored._tune_config.search_alg = search
+    restored._run_config.callbacks = loggers
+    restored._run_config.failure_config = failures
     return tuner
 
 
@@ -209,17 +229,24 @@ def _ended(
     else:
         rows = tuple(row_of(sweep, result, records) for result in results)
     rows = tuple(sorted(rows, key=lambda row: row.trial))
-    best = best_of(rows)
+    best = best_of(rows, sweep.config.tune.metric)
     if best is not None:
         write_text(sweep.path / BEST_FILE, best_yaml(sweep, best))
-    code = ExitCode.INTERRUPTED if was_interrupted else exit_code(rows)
-    decisions = {key: short_decisions(record) for key, record in records.items()}
-    found = Sweep(sweep.run_id, sweep.path, rows, best, int(code), decisions)
+    found = Sweep(
+        experiment_id=sweep.run_id,
+        path=sweep.path,
+        rows=rows,
+        best=best,
+        exit_code=int(ExitCode.INTERRUPTED if was_interrupted else exit_code(rows)),
+        decisions={key: short_decisions(record) for key, record in records.items()},
+        verdict=STOPPED if was_interrupted else verdict_of(rows),
+        is_open=was_interrupted or any(record.outcome is None for record in records.values()),
+    )
     write_summary(
         sweep.path,
         {
             "run_id": sweep.run_id,
-            "verdict": "STOPPED" if was_interrupted else ("GO" if best else "NO_GO"),
+            "verdict": found.verdict,
             "cause": "",
             "steps": found.steps,
             "steps_saved": found.steps_saved,

@@ -50,8 +50,13 @@ class Watch:
         except KeyboardInterrupt:
             self._scheduler.is_closed = True
             with contextlib.suppress(KeyboardInterrupt):
-                stop_trials(self._task, self._monitor, self._reader)
+                stop_trials(self._task, self._monitor, self._reader, self._going)
             return [], True
+
+    def _going(self) -> list[str]:
+        """The trials that have not ended."""
+        records = list(self._scheduler.trials.items())
+        return [key for key, record in records if record.outcome is None]
 
     def _look(self) -> None:
         """What a trial told before it ended is heard before it counts as ended."""

@@ -164,7 +164,7 @@ class Driver:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate()
-        wait_for(lambda: not processes_with("CROSSREID_TEST", self.mark), 60, "Ray has ended")
+        wait_for(lambda: not processes_with("CROSSREID_TEST", self.mark), 120, "Ray has ended")
 
     def result(self) -> dict[str, Any]:
         out, _ = self.process.communicate()

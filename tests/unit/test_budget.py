@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service import cli
 from service.config import Config
 from service.errors import ClusterError, ExitCode, SamplerError
-from service.orchestration.budget import Pace, budget, check_here, measured_pace
+from service.orchestration.budget import Budget, Pace, budget, check_here, measured_pace
 from service.orchestration.runs import Run, make_run, write_summary
 from service.settings import override
 from service.training.journal import Journal
@@ -95,6 +97,27 @@ def test_no_order_of_trials_takes_longer_than_the_hours_say(config: Config, slot
     assert found.hours >= worst - 1e-9
 
 
+def plan(trials: int, concurrent: int, steps: int, longest: int) -> Budget:
+    pace = Pace(3600.0, "x")
+    return Budget(trials, concurrent, steps, 1, longest, 1, "CPU", 1.0, pace)
+
+
+@pytest.mark.parametrize(("trials", "slots"), [(1, 1), (3, 2), (4, 2), (5, 4), (9, 9)])
+def test_trials_of_one_length_take_as_many_turns_as_it_needs(trials: int, slots: int):
+    turns = -(-trials // slots)
+    assert plan(trials, slots, 100 * trials, 100).hours == pytest.approx(100 * turns)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=9), st.integers(1, 5))
+def test_in_no_order_does_a_sweep_take_longer_than_the_hours_say(lengths: list[int], slots: int):
+    free = [0] * min(slots, len(lengths))
+    for length in lengths:
+        free[free.index(min(free))] += length
+    hours = plan(len(lengths), len(free), sum(lengths), max(lengths)).hours
+    assert hours is not None
+    assert max(free) <= hours + 1e-9
+
+
 def finished(config: Config, name: str, seconds: float) -> None:
     path = Path(config.run.storage) / name
     run = make_run(Run(path.name, path, config))
@@ -161,8 +184,42 @@ def test_a_dry_run_counts_hours_when_it_knows_the_pace(file: str, capsys: Any):
     assert values["cpu_hours_at_most"] == pytest.approx(1.0)
     assert values["seconds_from"] == "as given"
     assert values["space"] == {"optim.head_lr": {"grid": [3e-3, 1e-5]}}
-    code, _, err = dry(capsys, file, "--seconds-per-step", "-1")
-    assert (code, "must be above 0" in err) == (ExitCode.USER_ERROR, True)
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf", "-inf"])
+def test_a_pace_that_no_step_has_is_refused(file: str, seconds: str, capsys: Any):
+    code, out, err = dry(capsys, file, f"--seconds-per-step={seconds}")
+    assert (code, out) == (ExitCode.USER_ERROR, "")
+    assert f"must be above 0 and finite; found {seconds}" in err
+
+
+def test_a_pace_is_refused_where_nothing_is_counted(file: str, tmp_path: Path, capsys: Any):
+    code = cli.main(["tune", file, "--seconds-per-step", "1"])
+    assert (code, "is for --dry-run" in capsys.readouterr().err) == (ExitCode.USER_ERROR, True)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["tune", "train"])
+@pytest.mark.parametrize("by", ["override", "file"])
+def test_an_id_to_resume_is_looked_for_in_the_storage_that_is_given(
+    file: str, config: Config, tmp_path: Path, command: str, by: str, capsys: Any
+):
+    words = [f"run.storage={tmp_path}/elsewhere"] if by == "override" else [file]
+    code = cli.main([command, *words, "--resume", "nobody"])
+    place = f"{tmp_path}/{'elsewhere' if by == 'override' else 'runs'}/nobody"
+    err = capsys.readouterr().err
+    assert (code, f"no config.yaml in {place}" in err) == (ExitCode.USER_ERROR, True), err
+
+
+def test_what_is_resumed_from_another_storage_takes_the_other_overrides_too(
+    config: Config, tmp_path: Path
+):
+    storage = tmp_path / "elsewhere"
+    make_run(Run("night", storage / "night", config))
+    overrides = ["train.epochs=9", f"run.storage={storage}"]
+    found = cli._train_config(None, overrides, "night")
+    assert (found.train.epochs, found.run.storage) == (9, str(storage))
+    assert cli._train_config(None, [], "night") is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Whether a run fits a cluster, and how failures of workers are told apart; without Ray running."""
 
 import pickle
+import re
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,14 @@ from typing import Any
 
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 
 from service.config import ClusterConfig, Config, DataConfig
+from service.doctor.check import Status
+from service.doctor.cluster import _resources
 from service.errors import ClusterError, DataError, NonFiniteError
 from service.orchestration.background import Background
 from service.orchestration.cluster import connected, first_line, require
@@ -25,6 +30,7 @@ from service.orchestration.worker import (
     is_lost_peer,
     rebuilt,
 )
+from service.settings import override
 from service.training.ports import Outcome
 
 CONFIG = Config(data=DataConfig(records="r"))
@@ -47,12 +53,68 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"num_workers": 1, "cpus_per_worker": 4}, 1, "needs 4 CPUs .* larger machine"),
         ({"num_workers": 2, "gpus_per_worker": 1}, 1, "needs 2 GPUs .* has 0"),
-        ({"num_workers": 2}, 2, r"\(2 trials x 2 workers x 1\).*tune.max_concurrent=1"),
+        ({"num_workers": 2}, 2, r"\(2 trials x 2 workers x 1\).*tune.max_concurrent=1 or"),
+        ({"num_workers": 1}, 3, r"try tune.max_concurrent=2 or"),
+        ({"num_workers": 3}, 2, r"try cluster.num_workers=2 and tune.max_concurrent=1$"),
     ],
 )
 def test_a_run_that_could_never_fit_is_refused(values: dict[str, Any], trials: int, words: str):
     with pytest.raises(ClusterError, match=words):
         require(ClusterConfig(**values), trials)
+
+
+QUARTERS = st.integers(0, 16).map(lambda n: n / 4)
+
+
+@given(
+    cpus=st.integers(0, 40).map(float),
+    gpus=st.integers(0, 8).map(float),
+    workers=st.integers(1, 6),
+    cpus_each=QUARTERS.filter(bool),
+    gpus_each=QUARTERS,
+    trials=st.integers(1, 12),
+)
+def test_what_is_advised_fits_and_is_the_most_that_does(
+    cpus: float, gpus: float, workers: int, cpus_each: float, gpus_each: float, trials: int
+):
+    def asking(workers: int) -> ClusterConfig:
+        return ClusterConfig(
+            num_workers=workers, cpus_per_worker=cpus_each, gpus_per_worker=gpus_each
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+        try:
+            require(asking(workers), trials)
+        except ClusterError as error:
+            told = str(error)
+        else:
+            return
+        trials_told = re.search(r"tune\.max_concurrent=(\d+)", told)
+        workers_told = re.search(r"cluster\.num_workers=(\d+)", told)
+        advised = int(workers_told[1]) if workers_told else workers
+        together = int(trials_told[1]) if trials_told else 1
+        if not (trials_told or workers_told):
+            with pytest.raises(ClusterError):
+                require(asking(1))
+            return
+        require(asking(advised), together)
+        more = (advised + 1, together) if workers_told else (advised, together + 1)
+        with pytest.raises(ClusterError):
+            require(asking(more[0]), more[1])
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_doctor_counts_every_trial_that_a_sweep_runs_at_a_time():
+    space = "{run.seed: {grid: [1, 2, 3]}}"
+    sweep = override(CONFIG, [f"tune.space={space}", "tune.max_concurrent=2"])
+    fits = _resources(sweep)
+    assert fits.status is Status.OK
+    assert "the sweep asks for 2 trials x 1 x 1 CPUs" in fits.found
+    found = _resources(override(sweep, ["tune.max_concurrent=9"]))
+    assert found.status is Status.FAIL
+    assert "needs 3 CPUs (3 trials x 1 worker x 1)" in found.found
+    assert _resources(override(CONFIG, ["tune.max_concurrent=9"])).status is Status.OK
 
 
 @pytest.mark.usefixtures("machine")

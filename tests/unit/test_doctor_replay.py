@@ -1,12 +1,15 @@
 """`doctor run`: a journal replayed through the policy, whole, cut, superseded, of a sweep."""
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service import cli
 from service.bounds import Rules
 from service.causes import Cause
 from service.config import Config
@@ -88,6 +91,83 @@ def test_other_thresholds_are_replayed_and_what_they_change_is_told(made: Run):
     assert "step 300: NO_GO (head_lr_too_small) then, WAIT now" in told
     found = diagnose_run(str(made.path), ["max_swing=0.2"])
     assert "they change no decision" in found.notes
+
+
+def test_other_thresholds_that_outlive_the_run_say_that_it_ended_there(made: Run):
+    write(made, STUCK)
+    said = "the records end at step 300: the run ended there with NO_GO (head_lr_too_small)"
+    told = " ".join(diagnose_run(str(made.path), ["no_go_from=400", "final_look=600"]).notes)
+    assert said in told
+    assert "later is not known" in told
+    for thresholds in ([], ["max_swing=0.2"]):
+        told = " ".join(diagnose_run(str(made.path), thresholds).notes)
+        assert "the records end" not in told
+
+
+@pytest.mark.parametrize(("total", "is_told"), [(300, False), (400, True)])
+def test_a_run_that_came_to_its_end_leaves_nothing_unknown(made: Run, total: int, is_told: bool):
+    write(made, [replace(report, total_steps=total) for report in HEALTHY])
+    told = " ".join(diagnose_run(str(made.path), ["max_swing=0.2"]).notes)
+    assert ("the records end at step 300: there is no more" in told) is is_told
+
+
+def asked(capsys: Any, *words: str) -> tuple[int, str, str]:
+    code = cli.main(["doctor", "run", *words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_thresholds_stand_before_or_behind_the_run_alone_or_together(made: Run, capsys: Any):
+    write(made, STUCK)
+    run, policy = str(made.path), "--policy"
+    one, two = "no_go_from=400", "policy.final_look=600"
+    orders = [
+        [run, policy, one, policy, two],
+        [run, policy, one, two],
+        [policy, one, run, policy, two],
+        [policy, one, two, run],
+        [policy, one, policy, two, run],
+    ]
+    told = [asked(capsys, *words) for words in orders]
+    assert {(code, err) for code, _, err in told} == {(ExitCode.OK, "")}
+    assert all("policy.no_go_from=400" in out and two in out for _, out, _ in told)
+
+
+def test_the_replay_wants_one_run(made: Run, capsys: Any):
+    code, _, err = asked(capsys, str(made.path), "other")
+    assert (code, f"expected one run, found {made.path}, other" in err) == (2, True)
+    code, _, err = asked(capsys, "--policy", "go=0.93", "no_go_from=400")
+    assert (code, "expected one run, found none" in err) == (2, True)
+    with pytest.raises(SystemExit):
+        asked(capsys, "--policy", "go=0.93")
+
+
+def test_of_a_sweep_the_trials_are_listed_with_the_command_for_each(tmp_path: Path, capsys: Any):
+    config = load_text(f"run: {{storage: {tmp_path}}}\ndata: {{records: {tmp_path}}}")
+    sweep = create_run(config, "night")
+    (_, last) = decisions_of(STUCK, config)[-2:]
+    for name in ("t1", "t2"):
+        write(create_run(config, name, sweep.path), STUCK)
+    lines: list[dict[str, Any]] = [
+        {"event": "sweep", "sweep": "night"},
+        *({"event": "trial", "trial": name, "sample": {}} for name in ("t2", "t1", "t3")),
+        {"trial": "t1", "step": 300, "decision": last.to_dict()},
+        {"event": "end", "trial": "t1"},
+    ]
+    (sweep.path / SWEEP_JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = diagnose_run("night", storage=str(tmp_path))
+    (table,) = found.tables
+    assert [row[:4] for row in table.rows] == [
+        ("t1", "300", "NO_GO", "head_lr_too_small"),
+        ("t2", "", "", ""),
+        ("t3", "", "", ""),
+    ]
+    assert table.rows[2][4] == "it made no step yet"
+    code, out, err = asked(capsys, str(sweep.path))
+    assert (code, err) == (ExitCode.USER_ERROR, "")
+    for row in table.rows[:2]:
+        assert row[4] in out
+        assert asked(capsys, *shlex.split(row[4])[3:])[0] == ExitCode.NO_GO
 
 
 @pytest.mark.parametrize("threshold", ["gone=0.9", "go=0.99", "go", "go=much"])

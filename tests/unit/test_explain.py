@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -43,8 +44,8 @@ def test_every_page_answers_every_question(cause: Cause):
     text = explain.page(cause)
     for heading in ("How it looks", "Why", "What to do", "Where it has been seen"):
         assert f"\n{heading}\n" in text
-    assert max(len(line) for line in text.splitlines()[1:]) <= 96
-    assert text.startswith(f"{cause}: {WORDS[cause][0]}\n")
+    heading = text.partition("\n\n")[0]
+    assert " ".join(heading.split()) == f"{cause}: {WORDS[cause][0]}"
 
 
 @pytest.mark.parametrize("cause", CAUSES)
@@ -116,7 +117,30 @@ def test_the_command_gives_the_page_and_without_a_cause_the_list(capsys: Any):
     code, out, _ = run(capsys, "explain", "non_finite")
     assert (code, out) == (ExitCode.OK, explain.page(Cause.NON_FINITE))
     code, out, _ = run(capsys, "explain")
-    assert [line.split()[0] for line in out.splitlines()] == [str(cause) for cause in CAUSES]
+    named = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert named == [str(cause) for cause in CAUSES]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("width", [50, 80, 96])
+def test_pages_and_the_list_fit_the_screen_and_say_the_same_at_every_width(width: int):
+    texts = {cause: explain.page(cause, width) for cause in CAUSES}
+    for cause, text in [*texts.items(), (Cause.NONE, explain.listing(width))]:
+        assert max(map(len, text.splitlines())) <= width, cause
+    for cause, text in texts.items():
+        assert text.split() == explain.page(cause, 1000).split()
+    assert explain.listing(width).split() == explain.listing(1000).split()
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(60, 60), (300, 96)])
+def test_on_a_terminal_the_command_takes_its_width(
+    columns: int, widest: int, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for words in (["explain"], ["explain", "labels_shuffled"]):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        _, out, _ = run(capsys, *words)
+        assert widest - 12 < max(map(len, out.splitlines())) <= widest
 
 
 def test_the_command_gives_json_and_refuses_what_it_does_not_know(capsys: Any):

@@ -14,6 +14,7 @@ from service.settings import load_config, load_text
 
 README = Path("README.md").read_text()
 COMMANDS = re.findall(r"(?:crossreid|-m jobs\.)[ ]?(?:train|tune) (configs/[^`\n]*)", README)
+THRESHOLDS = re.findall(r"--policy (\S+=[\d.]*\d)", README)
 SETTINGS = sorted(set(re.findall(r"`((?:cluster|train|model\.backbone)\.[a-z_.]+=[^` ]+)", README)))
 
 
@@ -35,6 +36,15 @@ def test_the_commands_are_found():
 @pytest.mark.parametrize("text", SETTINGS)
 def test_every_setting_that_is_named_with_a_value_is_one(text: str):
     load_text("data: {records: somewhere}\n", [text])
+
+
+@pytest.mark.parametrize("text", THRESHOLDS)
+def test_every_threshold_that_is_named_fits_the_defaults(text: str):
+    load_text("data: {records: somewhere}\n", [f"policy.{text}"])
+
+
+def test_the_thresholds_are_found():
+    assert THRESHOLDS
 
 
 @pytest.mark.parametrize("num_people", [16, 40])

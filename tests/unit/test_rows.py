@@ -21,6 +21,7 @@ from service.orchestration.rows import (
     open_row,
     row_of,
     short_decisions,
+    verdict_of,
 )
 from service.orchestration.runs import Run, read_summary, resume_run, write_summary
 from service.orchestration.trials import TrialRecord
@@ -101,6 +102,7 @@ def test_a_paused_trial_says_so_where_train_resume_looks(sweep: Run):
     known = {"t1": record(pause, directive=directive, step=300)}
     row = row_of(sweep, result(trial_id="t1", outcome={"verdict": "STOPPED"}), known)
     assert row.verdict == "PAUSE"
+    assert row.remedy.endswith(f"continue it with crossreid train --resume {path}")
     summary = read_summary(path)
     assert summary is not None
     assert summary["verdict"] == "PAUSE"
@@ -122,8 +124,10 @@ def test_a_trial_killed_before_it_wrote_a_summary_gets_one(sweep: Run):
 
 def test_how_a_trial_ended_under_an_earlier_driver_counts(sweep: Run):
     outcome = {"error": error_values(DataError("bad"))}
-    row = row_of(sweep, result(trial_id="t1"), {"t1": record(outcome=outcome)})
+    known = {"t1": record(outcome=outcome, sample={"run.seed": 4})}
+    row = row_of(sweep, result(trial_id="t1"), known)
     assert (row.verdict, row.cause, row.exit_code) == ("ERROR", "bad", 2)
+    assert row.sample == {"run.seed": 4}
 
 
 def test_the_rows_of_an_interrupted_sweep_say_what_is_known(sweep: Run):
@@ -168,13 +172,40 @@ def test_the_best_trial_retrieves_best_and_its_config_can_be_trained(sweep: Run)
         Row("b", {"run.seed": 2}, "GO", summary={"ce_fraction": 0.3, "mAP": {"mean": 0.4}}),
         Row("c", {"run.seed": 3}, "NO_GO", summary={"ce_fraction": 0.1}),
     ]
-    best = best_of(rows)
+    best = best_of(rows, "ce_fraction")
     assert best is rows[1]
-    assert best_of([rows[0], rows[2]]) is rows[0]
-    assert best_of([rows[2]]) is None
+    assert best_of([rows[0], rows[2]], "ce_fraction") is rows[0]
+    assert best_of([rows[2]], "ce_fraction") is None
     file = sweep.path / "best.yaml"
     file.write_text(best_yaml(sweep, best))
     assert load_config(file) == override(CONFIG, ["run.seed=2"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("ce", "b"), ("ce_fraction", "a"), ("top1", "b"), ("pair_coverage", "c")]
+)
+def test_without_evaluation_the_best_trial_is_so_by_the_metric_of_the_sweep(metric: str, best: str):
+    lines = {
+        "a": {"ce": 3.0, "ce_fraction": 0.2, "top1": 0.2, "pair_coverage": 0.7},
+        "b": {"ce": 1.0, "ce_fraction": 0.4, "top1": 0.6, "pair_coverage": 0.8},
+        "c": {"ce": 2.0, "ce_fraction": 0.3, "top1": 0.1, "pair_coverage": 0.9},
+        "silent": {},
+    }
+    rows = [Row(trial, {}, "GO", summary=summary) for trial, summary in lines.items()]
+    found = best_of(rows, metric)
+    assert found is not None
+    assert found.trial == best
+
+
+def test_a_sweep_is_called_after_the_best_that_a_trial_got():
+    def verdict(*verdicts: str) -> str:
+        return verdict_of(Row(str(at), {}, verdict) for at, verdict in enumerate(verdicts))
+
+    assert verdict("ERROR", "NO_GO", "PAUSE", "GO") == "GO"
+    assert verdict("ERROR", "NO_GO", "PAUSE") == "PAUSE"
+    assert verdict("ERROR", "NO_GO") == "NO_GO"
+    assert verdict("ERROR", "ERROR") == "ERROR"
+    assert verdict() == "UNKNOWN"
 
 
 def test_decisions_are_told_when_they_say_something_new():

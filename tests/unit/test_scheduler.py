@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from service.config import TuneConfig
 from service.decisions import Action, Decision, Directive, Verdict
-from service.errors import RunError
+from service.errors import ConfigError, RunError
+from service.orchestration.bases import make_base
 from service.orchestration.scheduler import GoNoGoScheduler
+from service.orchestration.space import with_sample
 from service.settings import override
 from tests.reports import healthy, stuck
 from tests.sweeps import Sweep, controller
@@ -252,3 +255,66 @@ def test_a_trial_that_the_user_or_the_cluster_stopped_has_not_ended_for_good(swe
         sweep.scheduler.on_trial_complete(None, trial, {"outcome": json.dumps(outcome)})
     assert [line["trial"] for line in sweep.lines if line["event"] == "end"] == ["c", "d"]
     assert sweep.scheduler.ended == set("abcd")
+
+
+def test_a_trial_past_its_last_step_is_left_to_evaluate_though_it_falls_behind(tmp_path: Path):
+    tune = TuneConfig(base="asha", base_grace_steps=150, reduction_factor=2)
+    sweep = Sweep(tmp_path / "asha.jsonl", base=make_base(tune, 600))
+    for name, fraction in (("first", 0.3), ("second", 0.4), ("last", 0.5)):
+        sweep.add(name)
+        sweep.report(replace(healthy(300, ce_fraction=fraction), total_steps=300), name)
+    assert sweep.sent == []
+    sweep.time = 10 * sweep.config.tune.grace_s
+    running = controller("last")
+    sweep.scheduler.choose_trial_to_run(running)
+    assert running.stopped == []
+    record = sweep.scheduler.trials["last"]
+    assert (record.is_stopping, record.stop_at, record.note) == (False, None, "")
+    # The base has heard of it all the same: a trial on the way is measured by it.
+    sweep.add("other")
+    sweep.report(replace(healthy(300, ce_fraction=0.5), total_steps=600), "other")
+    assert [key for key, directive in sweep.sent if directive.stop] == ["other"]
+
+
+def test_a_no_go_at_the_last_step_needs_no_stop(sweep: Sweep):
+    assert sweep.report(replace(stuck(300), total_steps=300)) == CONTINUE
+    record = sweep.scheduler.trials["a"]
+    assert [d.verdict for d in record.decisions] == [Verdict.NO_GO]
+    assert (sweep.sent, record.stop_at) == ([], None)
+
+
+def test_a_trial_that_overtakes_its_stop_is_not_killed_while_it_evaluates(sweep: Sweep):
+    sweep.report(replace(stuck(300), total_steps=400))
+    sweep.time = sweep.config.tune.grace_s + 0.1
+    assert sweep.report(replace(stuck(400), total_steps=400)) == CONTINUE
+    running = controller("a")
+    sweep.scheduler.choose_trial_to_run(running)
+    assert (running.stopped, sweep.scheduler.trials["a"].killed) == ([], False)
+
+
+UNFIT = {"policy.first_look": 900}
+
+
+def test_a_sample_that_contradicts_itself_ends_its_trial_and_not_the_sweep(sweep: Sweep):
+    with pytest.raises(ConfigError):
+        with_sample(sweep.config, UNFIT)
+    assert sweep.add("bad", **UNFIT).status == "TERMINATED"
+    assert sweep.add("good").status == "PENDING"
+    assert sweep.report(healthy(300), "good") == CONTINUE
+    assert sweep.scheduler.ended == {"bad"}
+    assert sweep.told == [("bad", {})]
+    end = next(line for line in sweep.lines if line["event"] == "end")
+    assert (end["trial"], end["outcome"]["error"]["type"]) == ("bad", "ConfigError")
+    again = Sweep(sweep.journal.path, sweep.config)
+    again.scheduler.replay(sweep.lines)
+    assert again.add("bad", **UNFIT).status == "TERMINATED"
+    assert again.add("good").status == "PAUSED"
+    assert [line["trial"] for line in again.lines if line["event"] == "end"] == ["bad"]
+
+
+def test_the_failures_that_a_continued_trial_may_have_are_those_of_the_config_now(tmp_path: Path):
+    first = Sweep(tmp_path / "decisions.jsonl")
+    first.add("a")
+    again = Sweep(first.journal.path, override(first.config, ["cluster.max_failures=7"]))
+    again.scheduler.replay(first.lines)
+    assert again.add("a").max_failures == 7

@@ -1,12 +1,13 @@
 """Reading configs: what is refused, where it says so, and that the last word wins."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.config import Config
+from service.config import Config, Distribution
 from service.errors import ConfigError
-from service.settings import known_settings, load_config, load_text, override
+from service.settings import given, known_settings, load_config, load_text, override
 
 MINIMAL = "data: {records: somewhere}\n"
 CONFIGS = sorted(Path("configs").glob("*.yaml"))
@@ -44,8 +45,10 @@ def test_the_default_head_schedule_drops_in_epoch_two():
         ("sampler.vis_per_id=5", ["vis_per_id=5", "rows_per_id=5"]),
         ("sampler.ids_per_batch=0", ["sampler.ids_per_batch", "0"]),
         ("loss.sdm.warmup_epochs=1", ["two readings", "start_epoch"]),
-        ("policy.go=0.99", ["settled < learning < go < hold"]),
-        ("policy.first_look=400", ["first_look <= no_go_from"]),
+        ("policy.go=0.99", ["policy.go=0.99 must be below policy.hold=0.951"]),
+        ("policy.go=0.9", ["policy.learning=0.918 must be below policy.go=0.9"]),
+        ("policy.collapse=1.0", ["policy.collapse=1.0 must be below 1"]),
+        ("policy.first_look=400", ["policy.first_look=400 must not be above policy.no_go_from=3"]),
         ("optim.head_lr=[{epoch: 2, lr: 0.1}]", ["rise from 1"]),
         ("train.precision=fp16", ["train.precision", "fp16"]),
         ("justtext", ["section.setting=value"]),
@@ -57,6 +60,77 @@ def test_a_wrong_setting_is_refused_with_its_path(override_text: str, parts: lis
         load_text(MINIMAL, [override_text])
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["policy.go=0.99", "policy.max_unpaired=0.01", "loss.sdm.warmup_epochs=1"]
+)
+def test_an_error_about_a_section_does_not_repeat_the_whole_section(text: str):
+    with pytest.raises(ConfigError) as caught:
+        load_text(MINIMAL, [text])
+    assert "{" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"optim": {"head_lr": {"grid": [1]}}}', '{"optim.head_lr": {"grid": [...]}}'),
+        ("{loss: {sdm: {form: {grid: [kl]}}}}", '{"loss.sdm.form": {"grid": [...]}}'),
+        ("{optim: {neck_lr: [1]}}", '{"optim.neck_lr": {"grid": [...]}}'),
+        ("{optim.neck_lr: [1]}", '{"optim.neck_lr": {"grid": [...]}}'),
+        ("{optim.neck_lr: {gird: [1]}}", "one of grid, choice, uniform, loguniform"),
+        ("[1]", '{"optim.head_lr": {"grid": [...]}}'),
+    ],
+)
+def test_a_space_of_another_form_is_shown_the_right_one(text: str, told: str):
+    with pytest.raises(ConfigError) as caught:
+        load_text(MINIMAL, [f"tune.space={text}"])
+    assert told in str(caught.value)
+    assert "instance of" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", Distribution.model_fields)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tune.space={optim.neck_lr: {KIND: [1e-3, 1e-2]}}",
+        "tune.space.optim.neck_lr={KIND: [1e-3, 1e-2]}",
+        "tune.space.optim.neck_lr.KIND=[1e-3, 1e-2]",
+    ],
+)
+def test_a_distribution_can_be_given_as_a_mapping_and_as_a_path(text: str, kind: str):
+    config = load_text(MINIMAL, [text.replace("KIND", kind)])
+    values: dict[str, Any] = {kind: (1e-3, 1e-2)}
+    assert config.tune.space == {"optim.neck_lr": Distribution(**values)}
+
+
+def test_a_distribution_takes_the_place_of_the_one_below_it_and_leaves_the_others(tmp_path: Path):
+    below = "{optim.neck_lr: {grid: [1e-3]}, run.seed: {grid: [1, 2]}}"
+    (tmp_path / "base.yaml").write_text(f"{MINIMAL}tune: {{space: {below}}}\n")
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: base.yaml\ntune: {space: {run.seed: {choice: [3]}}}\n")
+    text = "tune.space.optim.neck_lr={uniform: [1e-3, 1e-2]}"
+    wanted = {
+        "optim.neck_lr": Distribution(uniform=(1e-3, 1e-2)),
+        "run.seed": Distribution(choice=(3,)),
+    }
+    assert load_config(top, [text]).tune.space == wanted
+    assert override(load_config(top), [text]).tune.space == wanted
+
+
+@pytest.mark.parametrize(
+    ("overrides", "value"),
+    [
+        ([], None),
+        (["run.storage=a", "train.epochs=2", "run.storage=b"], "b"),
+        (["run={storage: c}"], "c"),
+        (["run.seed=1"], None),
+        (["run=2"], None),
+    ],
+)
+def test_what_overrides_say_for_one_setting_is_found(overrides: list[str], value: str | None):
+    assert given(overrides, "run.storage") == value
 
 
 @pytest.mark.parametrize(

@@ -50,3 +50,31 @@ def test_grids_multiply_and_samples_repeat_them():
 def test_a_space_that_does_not_fit_is_refused_by_name(space: dict[str, Any], words: str):
     with pytest.raises(ConfigError, match=words):
         check_space(config(space))
+
+
+LOOKS = {"policy.first_look": {"grid": [100, 250]}, "policy.no_go_from": {"choice": [200, 400]}}
+LINES = {"policy.hold": {"uniform": [0.94, 0.98]}, "policy.collapse": {"uniform": [0.96, 0.99]}}
+RATES = ("backbone_lr", "patch_lr", "neck_lr", "weight_decay", "head_lr", "clip_norm")
+MANY = {f"optim.{name}": {"grid": [1e-4, 1e-3, 1e-2]} for name in RATES}
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (LOOKS, "policy.first_look=250 with policy.no_go_from=200 does not fit"),
+        (LINES, "policy.hold=0.98 with policy.collapse=0.96 does not fit"),
+        ({**MANY, **LOOKS}, "policy.first_look=250 with policy.no_go_from=200 does not fit"),
+        ({**MANY, "optim.neck_lr": {"grid": [*[1e-4] * 50, 50]}}, "space: optim.neck_lr=50 does"),
+    ],
+)
+def test_samples_that_contradict_only_together_are_refused_by_the_settings_that_do(
+    space: Any, words: str
+):
+    assert num_trials(config({**MANY, **LOOKS})) * 2 > 1000
+    with pytest.raises(ConfigError, match=words):
+        check_space(config(space))
+
+
+def test_values_that_fit_only_together_are_not_refused():
+    space = {"policy.first_look": {"grid": [400]}, "policy.no_go_from": {"grid": [450]}}
+    check_space(config(space))

@@ -3,6 +3,7 @@
 The oracle of a restart is the sweep that was never interrupted.
 """
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,11 @@ from hypothesis import strategies as st
 from service.config import Config, DataConfig, TuneConfig
 from service.errors import RunError
 from service.orchestration.bases import make_base
-from service.orchestration.sweep_journal import SweepJournal, check_head, head_line
+from service.orchestration.progress import Update
+from service.orchestration.runs import Run, make_run
+from service.orchestration.sweep_journal import FILE_NAME, SweepJournal
+from service.orchestration.sweeps import check_head, head_line
+from service.orchestration.tune import _scheduler
 from service.settings import override
 from tests.reports import LN_C, healthy, stuck
 from tests.sweeps import Sweep
@@ -165,40 +170,83 @@ def test_every_cut_of_the_file_still_gives_the_lines_before_it(tmp_path: Path):
         assert found in (whole[:complete], whole[: complete + 1])
 
 
+def started(tmp_path: Path) -> Run:
+    """A sweep's folder with its config and the first line of its journal."""
+    run = make_run(Run("s", tmp_path / "s", CONFIG))
+    SweepJournal(run.path / FILE_NAME).append(head_line("s", CONFIG))
+    return run
+
+
 @pytest.mark.parametrize(
     ("overrides", "sweep", "words"),
     [
-        (["optim.weight_decay=0.5"], "s", "fingerprint was"),
-        (["tune.space={run.seed: {grid: [0, 2]}}"], "s", "space was"),
-        (["tune.samples=2"], "s", "samples was 1 and is 2"),
-        (["tune.base=asha"], "s", "base was fifo and is asha"),
+        (["optim.weight_decay=0.5"], "s", "sweep: optim.weight_decay was 0.0001 and is 0.5. Con"),
+        (["tune.space={run.seed: {grid: [0, 2]}}"], "s", "tune.space was"),
+        (["tune.samples=2"], "s", "tune.samples was 1 and is 2"),
+        (["tune.base=asha"], "s", "tune.base was fifo and is asha"),
+        (["tune.min_trials=9"], "s", "tune.min_trials was 3 and is 9"),
         ([], "other", "sweep was s and is other"),
     ],
 )
-def test_a_journal_of_another_sweep_is_refused_and_left_as_it_was(
+def test_a_journal_of_another_sweep_is_refused_by_what_differs_and_left_as_it_was(
     tmp_path: Path, overrides: list[str], sweep: str, words: str
 ):
-    journal = SweepJournal(tmp_path / "decisions.jsonl")
-    journal.append(head_line("s", CONFIG))
-    before = journal.path.read_bytes()
+    run = started(tmp_path)
+    before = (run.path / FILE_NAME).read_bytes()
     with pytest.raises(RunError, match=words):
-        check_head(journal, sweep, override(CONFIG, overrides))
-    assert journal.path.read_bytes() == before
+        check_head(Run(sweep, run.path, override(CONFIG, overrides)))
+    assert (run.path / FILE_NAME).read_bytes() == before
+
+
+def test_a_config_that_was_changed_after_the_start_is_named_itself(tmp_path: Path):
+    run = started(tmp_path)
+    changed = override(CONFIG, ["optim.weight_decay=0.5"])
+    (run.path / "config.yaml").write_text(changed.to_yaml())
+    with pytest.raises(RunError, match=r"its config\.yaml was changed after its start"):
+        check_head(Run("s", run.path, changed))
 
 
 def test_where_a_sweep_runs_and_how_many_at_a_time_may_change(tmp_path: Path):
-    journal = SweepJournal(tmp_path / "decisions.jsonl")
-    assert check_head(journal, "s", CONFIG) == []
-    journal.append(head_line("s", CONFIG))
+    run = make_run(Run("s", tmp_path / "s", CONFIG))
+    assert check_head(run) == []
+    SweepJournal(run.path / FILE_NAME).append(head_line("s", CONFIG))
     other = override(CONFIG, ["tune.max_concurrent=4", "cluster.num_workers=2", "tune.grace_s=5"])
-    assert check_head(journal, "s", other) == []
+    assert check_head(Run("s", run.path, other)) == []
+
+
+def test_the_head_of_a_version_that_compared_less_is_taken_for_what_it_says(tmp_path: Path):
+    run = started(tmp_path)
+    head = head_line("s", CONFIG)
+    del head["min_trials"]
+    (run.path / FILE_NAME).write_text(json.dumps(head) + "\n")
+    assert check_head(Run("s", run.path, override(CONFIG, ["tune.min_trials=9"]))) == []
 
 
 def test_a_journal_without_its_first_line_is_refused(tmp_path: Path):
-    journal = SweepJournal(tmp_path / "decisions.jsonl")
-    journal.path.write_text('{"event": "swee\n{"event": "trial", "trial": "a", "sample": {}}\n')
+    run = Run("s", tmp_path, CONFIG)
+    text = '{"event": "swee\n{"event": "trial", "trial": "a", "sample": {}}\n'
+    (run.path / FILE_NAME).write_text(text)
     with pytest.raises(RunError, match=r"has lost its first line"):
-        check_head(journal, "s", CONFIG)
+        check_head(run)
+
+
+def test_a_journal_cut_in_its_first_line_gets_a_whole_one_and_says_so_once(tmp_path: Path):
+    run, said = started(tmp_path), list[str]()
+    file = run.path / FILE_NAME
+    file.write_bytes(file.read_bytes()[:-20])
+
+    def hear(update: Update) -> None:
+        said.extend(update.messages)
+
+    plan: Any = SimpleNamespace(longest=100)
+    scheduler = _scheduler(run, plan, hear)
+    scheduler.on_trial_add(None, SimpleNamespace(trial_id="a", config={"run.seed": 0}))
+    assert [line["event"] for line in SweepJournal(file).read()] == ["sweep", "trial"]
+    assert said == [f"1 line was cut off in {file} and left out: what stood there is decided again"]
+    assert [line["trial"] for line in check_head(run)] == ["a"]
+    whole = make_run(Run("w", tmp_path / "w", CONFIG))
+    _scheduler(whole, plan, hear)
+    assert len(said) == 1
 
 
 def test_a_line_of_another_version_is_refused_by_name(tmp_path: Path):

@@ -6,23 +6,36 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.logger import CSVLoggerCallback
 
+from service import cli
 from service.config import Config, DataConfig
 from service.decisions import Directive
-from service.errors import ExitCode, RunError
-from service.orchestration import entry, tune, watch
+from service.errors import ClusterError, ConfigError, DataError, ExitCode, RunError
+from service.gonogo import Rules
+from service.orchestration import entry, train, tune, watch
 from service.orchestration.background import Background
-from service.orchestration.nested import past_end
+from service.orchestration.nested import _trial_run, past_end
 from service.orchestration.rows import Sweep
-from service.orchestration.runs import Run, held, make_run, write_summary
-from service.orchestration.sweep_journal import FILE_NAME, SweepJournal, head_line
-from service.orchestration.sweeps import is_sweep, resume_sweep
+from service.orchestration.runs import Run, held, make_run, read_summary, write_summary
+from service.orchestration.scheduler import GoNoGoScheduler
+from service.orchestration.sweep_journal import FILE_NAME, SweepJournal
+from service.orchestration.sweeps import head_line, is_sweep, resume_sweep
+from service.orchestration.trials import TrialRecord, is_end
 from service.orchestration.tune import _can_restore
 from service.orchestration.watch import Watch
+from service.orchestration.worker import error_values
 from service.settings import override
 from service.training.journal import Journal
+from service.views_sweep import final
+from tests.small import make_records, small_config
 
 SPACE = "tune.space={run.seed: {grid: [0, 1]}}"
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_records(tmp_path_factory.mktemp("small"), people=12)
 
 
 @pytest.fixture
@@ -61,6 +74,103 @@ def test_a_finished_sweep_is_refused_and_an_interrupted_one_is_not(sweep: Run):
     write_summary(sweep.path, {"verdict": "GO", "steps": 700})
     with pytest.raises(RunError, match=r"sweep s has ended: GO after 700 steps"):
         resume_sweep(str(sweep.path))
+
+
+@pytest.mark.parametrize("verdict", ["GO", "ERROR", "PAUSE"])
+def test_a_sweep_is_not_finished_while_a_trial_has_no_end(sweep: Run, verdict: str):
+    journal = SweepJournal(sweep.path / FILE_NAME)
+    for event, trial in (("trial", "a"), ("trial", "b"), ("end", "a")):
+        journal.append({"event": event, "trial": trial})
+    write_summary(sweep.path, {"verdict": verdict, "steps": 700})
+    assert resume_sweep(str(sweep.path)) == sweep
+    journal.append({"event": "end", "trial": "b"})
+    with pytest.raises(RunError, match=f"sweep s has ended: {verdict} after 700 steps"):
+        resume_sweep(str(sweep.path))
+
+
+def told_at_end(sweep: Run, *outcomes: dict[str, Any]) -> Sweep:
+    """The end of a sweep whose trials told these outcomes."""
+    records = {
+        f"t{at}": TrialRecord(Rules.of(sweep.config), outcome=told if is_end(told) else None)
+        for at, told in enumerate(outcomes)
+    }
+    results = [
+        SimpleNamespace(
+            metrics={"trial_id": f"t{at}", "outcome": json.dumps(told)},
+            config={},
+            error=None,
+            path=None,
+        )
+        for at, told in enumerate(outcomes)
+    ]
+    return tune._ended(sweep, results, records, was_interrupted=False)
+
+
+def test_a_sweep_of_errors_is_not_called_no_go_and_goes_on_if_the_cluster_was_to_blame(sweep: Run):
+    lost = {"error": error_values(ClusterError("workers were lost"))}
+    bad = {"error": error_values(DataError("bad"))}
+    found = told_at_end(sweep, bad, lost)
+    assert (found.verdict, found.is_open) == ("ERROR", True)
+    summary = read_summary(sweep.path)
+    assert summary is not None
+    assert summary["verdict"] == found.to_dict()["verdict"] == "ERROR"
+    assert f"crossreid tune --resume {sweep.path}" in final(found)
+    whole = told_at_end(sweep, bad)
+    assert (whole.verdict, whole.is_open) == ("ERROR", False)
+    assert "--resume" not in final(whole)
+
+
+def test_a_trial_goes_on_where_and_as_often_as_the_config_says_now(sweep: Run):
+    first = _trial_run(sweep.config, "t", sweep.path)
+    elsewhere = override(sweep.config, ["cluster.max_failures=9"])
+    again = _trial_run(elsewhere, "t", sweep.path)
+    assert (again.path, again.config.cluster.max_failures) == (first.path, 9)
+
+
+def test_loggers_and_failures_of_a_continued_sweep_are_those_of_its_config_now(
+    sweep: Run, monkeypatch: pytest.MonkeyPatch
+):
+    own = SimpleNamespace(_tune_config=SimpleNamespace(), _run_config=SimpleNamespace())
+    monkeypatch.setattr(tune, "_can_restore", lambda *_, **__: True)
+    monkeypatch.setattr(tune.Tuner, "restore", lambda *_, **__: SimpleNamespace(_local_tuner=own))
+    now = override(sweep.config, ["tune.loggers=[csv]", "cluster.max_failures=9"])
+    run = Run(sweep.run_id, sweep.path, now)
+    tune._tuner(run, GoNoGoScheduler(now, sweep.path / FILE_NAME))
+    assert [type(found) for found in own._run_config.callbacks] == [CSVLoggerCallback]
+    assert own._run_config.failure_config.max_failures == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["tune.base=asha", "tune.base_grace_steps=100000"], "would never stop one"),
+        (["tune.search=optuna"], "grid"),
+        (["tune.space={policy.hold: {grid: [0.98]}, policy.collapse: {grid: [0.97]}}"], "fit"),
+    ],
+)
+def test_what_a_sweep_would_be_refused_for_is_told_before_it_has_a_folder(
+    records: Path, tmp_path: Path, capsys: Any, words: list[str], told: str
+):
+    config = small_config(records, [f"run.storage={tmp_path}/runs", SPACE])
+    file = tmp_path / "sweep.yaml"
+    file.write_text(config.to_yaml())
+    assert cli.main(["tune", str(file), "--dry-run", *words]) == ExitCode.USER_ERROR
+    assert told in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=told):
+        tune.launch_tuning(override(config, words), experiment_id="night")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_refuses_a_name_that_the_run_would_refuse(
+    records: Path, tmp_path: Path, capsys: Any
+):
+    config = small_config(records, [f"run.storage={tmp_path}", SPACE])
+    file = tmp_path / "sweep.yaml"
+    file.write_text(config.to_yaml())
+    make_run(Run("taken", tmp_path / "taken", config))
+    for name, told in (("../x", "must be 1 to 64"), ("taken", "exists already")):
+        code = cli.main(["tune", str(file), "--dry-run", "--run-id", name])
+        assert (code, told in capsys.readouterr().err) == (ExitCode.USER_ERROR, True)
 
 
 def test_a_training_is_not_continued_as_a_sweep(sweep: Run):
@@ -174,15 +284,45 @@ def test_the_watch_tells_who_has_ended_and_starts_nothing_while_it_stops(
     monkeypatch.setattr(watch, "LOOK_S", 0.01)
     monkeypatch.setattr("service.orchestration.train.LOOK_S", 0.01)
     monkeypatch.setattr("service.orchestration.train.STOP_S", 0.1)
-    record = SimpleNamespace(killed=False, sample={"run.seed": 1})
-    scheduler: Any = SimpleNamespace(trials={"a": record}, ended={"b"}, is_closed=False)
+    record = SimpleNamespace(killed=False, sample={"run.seed": 1}, outcome=None)
+    late = SimpleNamespace(killed=False, sample={}, outcome=None)
+    over = SimpleNamespace(killed=False, sample={}, outcome={})
+    trials = {"a": record, "late": late, "over": over}
+    scheduler: Any = SimpleNamespace(trials=trials, ended={"b"}, is_closed=False)
     told: Any = Told(scheduler)
     never: Any = SimpleNamespace(wait=lambda seconds: False)
     task: Background[Any] = never
     assert Watch(task, scheduler, told, told).until_end() == ([], True)
     assert told.ends == ["b"]
-    assert told.samples == {"a": {"run.seed": 1}}
-    assert told.put_while_closed == {"a": True}
+    assert told.samples == {"a": {"run.seed": 1}, "late": {}, "over": {}}
+    # Also who has told of no workers yet: the control plane keeps the request for them.
+    assert told.put_while_closed == {"a": True, "late": True}
+
+
+def test_a_trial_whose_workers_come_up_after_the_interrupt_is_asked_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(train, "STOP_S", 5.0)
+    put: list[str] = []
+    going, started = ["early"], ["early"]
+
+    def look(reader: Any) -> None:
+        going.append("late")
+
+    monitor: Any = SimpleNamespace(look=look, started=started)
+    reader: Any = SimpleNamespace(put=lambda key, directive: put.append(key))
+    task: Any = SimpleNamespace(wait=lambda seconds: "late" in put)
+    train.stop_trials(task, monitor, reader, lambda: list(going))
+    assert put == ["early", "early", "late"]
+
+
+def test_a_run_whose_workers_never_came_up_is_not_waited_for():
+    looks: list[Any] = []
+    monitor: Any = SimpleNamespace(look=looks.append, started=[])
+    reader: Any = SimpleNamespace(put=lambda key, directive: None)
+    task: Any = SimpleNamespace(wait=lambda seconds: False)
+    train.stop_trials(task, monitor, reader, lambda: ["main"])
+    assert len(looks) == 1
 
 
 def test_what_a_killed_trial_holds_is_taken_once_its_controller_is_dead_and_again_later(
