@@ -268,7 +268,7 @@ _LINES = ("settled", "learning", "go", "hold", "collapse")
 class PolicyConfig(Section):
     """Go/No-Go lines. CE lines are fractions of ln(number of classes), so 1.0 is chance."""
 
-    window: Annotated[int, Field(ge=10, strict=True)] = 100
+    window: Annotated[int, Field(ge=2, strict=True)] = 100
     """Steps of every moving average and of the trend."""
     go: Share = 0.935
     learning: Share = 0.918

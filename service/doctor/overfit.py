@@ -89,7 +89,7 @@ def small_config(config: Config, records: Path, people: int, epochs: int) -> Con
     return override(
         base,
         [
-            f"policy.window={per_epoch}",
+            f"policy.window={max(per_epoch, 2)}",
             *(f"policy.{look}={total}" for look in looks),
             f"log.every={per_epoch}",
             f"log.health_every={per_epoch}",
