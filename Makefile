@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check prove bench clean
+.PHONY: help setup demo test check prove bench dashboards schema clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
@@ -22,6 +22,7 @@ help:
 	@echo "make check  lint, types, import contracts, fast tests"
 	@echo "make prove  every fault planted and named, twenty healthy runs left alone; a table, ten minutes"
 	@echo "make bench  benchmarks with their bars, as JSON lines"
+	@echo "make dashboards  writes Grafana's dashboards again, from service/telemetry/panels"
 	@echo "make clean  removes .venv and the demo's data (runs/data); trained runs stay"
 
 setup: $(READY)
@@ -72,16 +73,26 @@ check: $(READY)
 	$(ENV) $(BIN)/pytest -q -n 2 tests/unit tests/properties
 
 # What starts Ray or several ranks has the machine for itself; the rest shares its cores.
-test: check
-	$(ENV) $(BIN)/pytest -n 2 -m "not prove and not ray" tests/integration
+test: check schema
+	$(ENV) $(BIN)/pytest -n 2 -m "not prove and not ray" tests/integration tests/watch
 	$(ENV) $(BIN)/pytest -m "not prove" tests/distributed tests/gpu tests/ray tests/integration/test_demo.py
 
 prove: $(READY)
 	$(ENV) $(BIN)/pytest -q -n 2 -m prove tests/integration
 	$(ENV) $(BIN)/pytest -q -m prove tests/ray
+	$(ENV) $(BIN)/pytest -q -s -m prove tests/watch
 
 bench: $(READY)
 	@status=0; for file in tests/bench/bench_*.py; do $(ENV) $(BIN)/python $$file || status=1; done; exit $$status
+
+dashboards: $(READY)
+	$(BIN)/python -m deploy.grafana.build
+
+# Grafana Labs' types, for the check of the dashboards; without them that check is skipped, and says so.
+schema:
+	@if command -v npm >/dev/null && [ tests/watch/schema/package.json -nt tests/watch/schema/node_modules ]; then \
+	  npm install --silent --no-package-lock --no-audit --no-fund --prefix tests/watch/schema \
+	  || echo "npm install failed: the dashboards are not checked against Grafana's types."; fi
 
 clean:
 	@if [ -e .venv ] && [ ! -f .venv/pyvenv.cfg ]; then \
