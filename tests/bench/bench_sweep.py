@@ -50,7 +50,8 @@ from service.distributed import Distributed
 from service.training.loop import train
 from service.training.ports import Ports
 from service.training.schedule import Schedule
-from tests.faults import FAULTS, Clock
+from tests.faults import FAULTS
+from tests.plants import Clock
 from tests.relabel import shuffled
 from tests.small import make_records, small_config
 
