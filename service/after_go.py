@@ -320,7 +320,7 @@ def _swing(
     if finding is None or "ce_rise" in found or "ce_collapse" in found:
         return state, None
     if state.notch and r.step - state.notch_step <= r.window:
-        return state, _Answer(Verdict.HOLD, Cause.CE_REBOUND, (finding,), reason="SDM waits for CE")
+        return state, _hold(Cause.CE_REBOUND, finding, "SDM waits for CE")
     return state, _Answer(Verdict.HOLD, Cause.FLUCTUATION, (finding,), suggestions=CALMER)
 
 

@@ -105,8 +105,8 @@ WORDS: Mapping[Cause, tuple[str, str]] = {
         "lower loss.sdm.weights; sdm_gradient_share tells how much of the gradient is SDM's",
     ),
     Cause.CE_REBOUND: (
-        "cross-entropy came back up, so the SDM weight must not rise",
-        "wait; if it stays, lower loss.sdm.weights",
+        "cross-entropy came back up from its best",
+        "if it does not fall again, lower loss.sdm.weights or the learning rates",
     ),
     Cause.COLLAPSE_AFTER_SDM: (
         "cross-entropy came back to chance level after SDM was switched on",

@@ -43,7 +43,7 @@ def test_a_decision_says_verdict_cause_and_action_in_one_line():
     found = (Finding("ce_fraction", 0.96, 0.951, 900, 800),)
     hold = Decision(900, Verdict.HOLD, Cause.CE_REBOUND, found, reason="SDM waits")
     assert logs.decision_line(hold.to_dict()) == (
-        "[verdict] step=900 HOLD: cross-entropy came back up, so the SDM weight must not rise "
+        "[verdict] step=900 HOLD: cross-entropy came back up from its best "
         "(ce_fraction 0.96, bound 0.951 since step 800): SDM waits"
     )
     raised = Decision(1863, Verdict.RAISE, actions=(Action("sdm_weight", 0.1),))
