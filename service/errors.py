@@ -11,6 +11,7 @@
     ├── RunError           a run name is taken, unknown, or belongs to another config
     ├── CheckpointError    a checkpoint is incomplete, damaged or of another schema
     ├── ClusterError       the cluster is too small, unreachable or refuses the token
+    ├── WatchError         Prometheus, Alertmanager or a page of theirs cannot be had
     └── NonFiniteError     a loss or gradient became NaN or infinite
 
 Every message says what was found, what was expected, where, and what to try. Each class takes one
@@ -85,6 +86,10 @@ class CheckpointError(CrossReidError):
 
 class ClusterError(CrossReidError):
     """The cluster is too small for the run, unreachable, or refuses the token."""
+
+
+class WatchError(CrossReidError):
+    """Prometheus or Alertmanager is missing, too old, unreachable, or has nothing to show."""
 
 
 class NonFiniteError(CrossReidError):
