@@ -140,6 +140,11 @@ class PolicyState:
     probed: bool = False
     since: Mapping[str, int] = field(default_factory=dict[str, int])
 
+    @property
+    def since_go(self) -> dict[str, float | None]:
+        """What later reports are held against, for whoever shows them; None before it is known."""
+        return {"best": self.best, "head_limit": self.head_limit}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only; `from_dict` gives an equal state."""
         values = asdict(self)

@@ -41,6 +41,11 @@ class CrossReidError(Exception):
     cause = Cause.NONE
     """The named cause, where `crossreid explain` has a page on it."""
 
+    @property
+    def name(self) -> str:
+        """The cause, or the kind of error where it has none: for labels and tables."""
+        return type(self).__name__ if self.cause is Cause.NONE else str(self.cause)
+
 
 class ConfigError(CrossReidError):
     """A setting is unknown, missing, contradictory or out of range."""

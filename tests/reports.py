@@ -4,8 +4,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from service.causes import Cause
+from service.config import Config, DataConfig, PolicyConfig
+from service.decisions import Decision, Verdict
 from service.health import HealthReport
 
+CONFIG = Config(data=DataConfig(records="records"))
 NUM_CLASSES = 400
 LN_C = math.log(NUM_CLASSES)
 
@@ -69,3 +73,20 @@ def stuck(step: int, **changes: Any) -> HealthReport:
     """A report of a run whose head cannot move: cross-entropy stays at chance."""
     still = {"ce": LN_C, "ce_fraction": 1.0, "ce_first": LN_C, "ce_fall": 0.0, "ce_slope": 0.0}
     return healthy(step, **{**still, "head_growth": 1.05, **changes})
+
+
+def config(policy: PolicyConfig | None = None, **cluster: Any) -> Config:
+    """A config of that policy and on that cluster."""
+    changed = {"policy": policy or CONFIG.policy}
+    return CONFIG.model_copy(
+        update={**changed, "cluster": CONFIG.cluster.model_copy(update=cluster)}
+    )
+
+
+def decision(verdict: Any, cause: Any = "none", **more: Any) -> dict[str, Any]:
+    """The event of a decision."""
+    return {**Decision(200, Verdict(verdict), Cause(cause)).to_dict(), **more}
+
+
+START = {"world_size": 2, "precision": "fp32", "verdict": "WAIT", "cause": "none"}
+"""What the event of a start tells the exporter."""

@@ -38,7 +38,7 @@ class Sweep:
     def attach(self) -> None:
         self.scheduler.attach(
             lambda key, directive: self.sent.append((key, directive)),
-            lambda key, report, decision: self.heard.append((key, decision)),
+            lambda key, decision, state: self.heard.append((key, decision)),
         )
 
     def add(self, trial: str, status: str = "PENDING", **sample: Any) -> Any:

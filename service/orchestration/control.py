@@ -20,10 +20,13 @@ import ray
 from ray.exceptions import RayError
 
 from service.decisions import Directive
+from service.errors import RunError
 from service.orchestration.cluster import NAMESPACE
 from service.telemetry.logs import LOGGER
 
 _MANY_FAILURES = 5
+_NAME = "control-{run}"
+_GONE_S = 10.0
 _KEPT_EVENTS = 256
 """Reports of one trial that wait for the driver; a driver reads every half second."""
 
@@ -100,25 +103,39 @@ class ControlState:
         return self._trials.setdefault(key, _Trial())
 
 
-def start_control(name: str) -> Any:
-    """The control plane's actor; the caller must keep the handle, or the actor ends."""
-    return (
-        ray.remote(ControlState)
-        .options(
-            name=name,
-            namespace=NAMESPACE,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            scheduling_strategy="DEFAULT",
-        )
-        .remote()
-    )
+def start_control(run: str, *, patience_s: float = _GONE_S) -> Any:
+    """The run's control plane; the caller must keep the handle, or the actor ends.
+
+    patience_s: seconds in which the one of a driver that was lost is gone.
+
+    Raises:
+        RunError: a run of this name is going on on this cluster.
+    """
+    options = {
+        "name": _NAME.format(run=run),
+        "namespace": NAMESPACE,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "scheduling_strategy": "DEFAULT",
+    }
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return ray.remote(ControlState).options(**options).remote()
+        except ValueError as error:
+            if time.monotonic() > until:
+                raise RunError(
+                    f"a run named {run} is going on on this cluster, from another storage; its "
+                    "numbers and directives could not be told apart. Take another --run-id, or "
+                    "wait for its end"
+                ) from error
+            time.sleep(0.5)
 
 
-def find_control(name: str) -> Any:
-    """The actor that the driver started under `name`."""
-    return ray.get_actor(name, namespace=NAMESPACE)
+def find_control(run: str) -> Any:
+    """The control plane that the run's driver started."""
+    return ray.get_actor(_NAME.format(run=run), namespace=NAMESPACE)
 
 
 class ControlClient:

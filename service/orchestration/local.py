@@ -13,7 +13,7 @@ from service.decisions import Directive
 from service.orchestration.control import News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
-from service.orchestration.runs import Run, held, interrupted, make_run, resume_or_plan
+from service.orchestration.runs import Run, interrupted, resume_or_plan, taken
 from service.training.ending import STOPPED
 from service.training.ports import Outcome, Ports
 
@@ -49,7 +49,7 @@ def train_here(
     together(world, lambda: open_plan(run.config, world.world))
     with ExitStack() as stack:
         if first:
-            together(world, lambda: _take(stack, run, new=resume is None))
+            together(world, lambda: stack.enter_context(taken(run, new=resume is None)))
         else:
             together(world, lambda: None)
         if run.config.train.threads is not None:
@@ -62,16 +62,8 @@ def train_here(
     return run, interrupted(run) if stop.is_set() and outcome.verdict == STOPPED else outcome
 
 
-def _take(stack: ExitStack, run: Run, *, new: bool) -> None:
-    """Makes the run's folder if it is new, and holds it until `stack` ends."""
-    if new:
-        make_run(run)
-    stack.enter_context(held(run))
-
-
 def _ports(run: Run, on_progress: OnProgress, stop: threading.Event) -> Ports:
-    devices = run.config.cluster.devices
-    monitor = Monitor(run.config.policy, on_progress=on_progress, devices=devices)
+    monitor = Monitor(run.config, on_progress=on_progress)
     events: list[dict[str, Any]] = []
     shown_at = float("-inf")
 

@@ -1,5 +1,6 @@
 """The driver's view of its trials: progress for the screen, snapshots for the exporter."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,16 +9,23 @@ from typing import Any
 
 from ray.util.placement_group import PlacementGroup
 
-from service.config import PolicyConfig
-from service.decisions import Decision, Verdict
+from service.config import Config
+from service.decisions import Decision, PolicyState, Verdict
+from service.errors import ConfigError
 from service.health import HealthReport
 from service.orchestration.control import ControlReader, News
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
+from service.orchestration.space import with_sample
 from service.telemetry import logs
-from service.telemetry.exporter import LEASE_S, ExporterLease
-from service.telemetry.lines import TrialSeries
+from service.telemetry.exporter import ExporterLease
+from service.telemetry.trial import TrialSeries
+from service.training.journal import Event
+
+OnEvent = Callable[[str, Event], None]
+"""Hears every journal event that a driver hears, with its trial's key."""
 
 _MANY_FAILURES = 5
+_RENEW_S = 5.0
 _NO_ANSWER = (
     "the control plane does not answer: progress and directives wait, training itself goes on; is "
     "the head node well?"
@@ -29,7 +37,7 @@ class _Trial:
     series: TrialSeries
     starts: int = 0
     stood: tuple[int, int] = (0, 0)
-    has_ended: bool = False
+    ended_at: float | None = None
     said: tuple[Any, ...] = ()
     verdict: str = ""
     cause: str = ""
@@ -43,26 +51,27 @@ class _Trial:
 class Monitor:
     """Takes in what trials tell, says it to `on_progress`, and keeps the exporter up to date.
 
-    now: Unix seconds. devices: what one trial's workers hold, and how many.
+    config: the run's, or the sweep's, whose samples make the trials' own. on_event: hears what the
+    trials tell too. now: Unix seconds.
     """
 
     def __init__(
         self,
-        policy: PolicyConfig,
+        config: Config,
         exporter: ExporterLease | None = None,
         on_progress: OnProgress = ignore,
+        on_event: OnEvent | None = None,
         now: Callable[[], float] = time.time,
-        *,
-        devices: tuple[str, float] = ("cpu", 0.0),
     ) -> None:
-        self._policy = policy
-        self._devices = devices
+        self._config = config
         self._exporter = exporter
         self._on_progress = on_progress
+        self._on_event = on_event
         self._now = now
         self._trials: dict[str, _Trial] = {}
-        self._decisions: SimpleQueue[tuple[str, Decision]] = SimpleQueue()
-        self._renewed_at = now()
+        self._decisions: SimpleQueue[tuple[str, Event]] = SimpleQueue()
+        self._renewed_at = float("-inf")
+        self._trouble = ""
 
     def look(self, reader: ControlReader) -> None:
         """One look at the control plane; to be called about twice a second from one thread."""
@@ -72,47 +81,59 @@ class Monitor:
         self._hear_decisions()
         for news in found:
             self.hear(news)
-        if self._exporter is not None and self._now() - self._renewed_at > LEASE_S / 4:
+        if self._exporter is not None and self._now() - self._renewed_at >= _RENEW_S:
             self._renewed_at = self._now()
-            self._exporter.renew()
+            self._renew(self._exporter)
 
     def hear(self, news: News) -> None:
         """Takes one trial's news in and passes them on."""
         trial = self._trial(news.key)
-        messages = [line for event in news.events for line in self._event(trial, event)]
+        messages = [line for event in news.events for line in self._heard(news.key, event)]
         if news.missed:
             messages.insert(0, f"{news.missed} log lines were lost: they were not read in time")
         step, total = news.progress.get("step", 0), news.progress.get("total", 0)
         if step and (step, trial.starts) != trial.stood:
             trial.stood = (step, trial.starts)
             trial.series.step(step, total, self._now())
-        self._push(news.key)
+            self._push(news.key)
+        elif news.events:
+            self._push(news.key)
         trial.line, trial.total = news.progress.get("line", {}), total
         self._tell(news.key, messages, step)
 
     def sampled(self, key: str, sample: dict[str, Any]) -> None:
         """A sweep has made the trial with this sample; said once."""
-        trial = self._trial(key)
+        trial = self._trial(key, sample)
         if trial.sample != sample:
             trial.sample = sample
             self._tell(key, [])
 
-    def decided(self, key: str, decision: Decision) -> None:
+    def decided(self, key: str, decision: Decision, state: PolicyState) -> None:
         """Notes a decision that was taken outside the trial; said at the next look if it is new.
 
-        May be called in any thread.
+        state: the policy's after it. May be called in any thread.
         """
-        self._decisions.put((key, decision))
+        self._decisions.put((key, {**decision.to_dict(), **state.since_go}))
+
+    def failed(self, key: str, cause: str) -> None:
+        """An error ends the trial, which it may not have been able to tell itself."""
+        self._trial(key).series.error(cause, self._now())
+        self._push(key)
 
     def ended(self, key: str) -> None:
         """The trial has ended by itself: its series are not pushed any more."""
         trial = self._trial(key)
-        if trial.has_ended:
+        if trial.ended_at is not None:
             return
         if self._exporter is not None:
             self._exporter.end(key)
-        trial.has_ended = True
+        trial.ended_at = self._now()
         self._tell(key, [], trial.stood[0])
+
+    def all_ended(self) -> None:
+        """Whatever still went on was stopped with its sweep."""
+        for key in list(self._trials):
+            self.ended(key)
 
     def placement_groups(self, key: str) -> list[PlacementGroup]:
         """What holds, or held, the resources of the trial's workers."""
@@ -127,9 +148,9 @@ class Monitor:
         while not self._decisions.empty():
             key, decision = self._decisions.get()
             trial = self._trial(key)
-            trial.verdict = str(decision.verdict)
-            trial.cause = decision.words or decision.reason
-            lines = self._decision(trial, decision.to_dict())
+            trial.verdict = str(decision["verdict"])
+            trial.cause = decision["words"] or decision["reason"]
+            lines = self._heard(key, {"event": "decision", **decision})
             self._push(key)
             if lines:
                 self._tell(key, lines)
@@ -149,17 +170,22 @@ class Monitor:
                 messages=tuple(messages),
                 restarts=max(trial.starts - 1, 0),
                 sample=trial.sample,
-                ended=trial.has_ended,
+                ended=trial.ended_at is not None,
             )
         )
 
-    def _event(self, trial: _Trial, event: dict[str, Any]) -> list[str]:
-        """Takes a journal line in; gives what to say about it."""
+    def _heard(self, key: str, event: Event) -> list[str]:
+        """Takes an event in and passes it on; gives what to say about it."""
+        if self._on_event is not None:
+            self._on_event(key, event)
+        return self._event(self._trial(key), event)
+
+    def _event(self, trial: _Trial, event: Event) -> list[str]:
         match event["event"]:
             case "workers":
                 return self._workers(trial, event)
             case "start":
-                trial.series.start(event["world_size"], event["precision"])
+                trial.series.start(event)
                 return logs.start_lines(event)
             case "steps":
                 trial.series.steps(event)
@@ -168,7 +194,7 @@ class Monitor:
                 trial.series.checkpoint(event["step"], self._now())
                 return []
             case "error":
-                trial.series.error(event["cause"], self._now())
+                trial.series.error(event["name"], self._now())
                 return []
             case "epoch":
                 return [logs.sdm_line(event["epoch"], event["sdm_weight"], event["sdm_reason"])]
@@ -190,8 +216,10 @@ class Monitor:
             case _:
                 return []
 
-    def _workers(self, trial: _Trial, event: dict[str, Any]) -> list[str]:
+    def _workers(self, trial: _Trial, event: Event) -> list[str]:
+        """A trial that had ended is going again: Tune tries it once more."""
         trial.starts += 1
+        trial.ended_at = None
         if event["placement_group"] is not None:
             trial.placement_groups.append(event["placement_group"])
         if trial.starts == 1:
@@ -199,9 +227,9 @@ class Monitor:
         trial.series.restart()
         return ["a worker was lost; all workers were started again from the last checkpoint"]
 
-    def _decision(self, trial: _Trial, decision: dict[str, Any]) -> list[str]:
+    def _decision(self, trial: _Trial, decision: Event) -> list[str]:
         """Counts a decision; says it only when it is another than the last."""
-        trial.series.decision(decision["verdict"], self._now(), decision["cause"])
+        trial.series.decision(decision, self._now())
         if Verdict(decision["verdict"]).ends:
             trial.series.stopped(decision["step"])
         saying = (decision["verdict"], decision["cause"], decision["reason"])
@@ -212,10 +240,36 @@ class Monitor:
 
     def _push(self, key: str) -> None:
         trial = self._trial(key)
-        if self._exporter is not None and not trial.has_ended:
+        if self._exporter is not None and trial.ended_at is None:
             self._exporter.push(key, trial.series.values)
 
-    def _trial(self, key: str) -> _Trial:
+    def _renew(self, exporter: ExporterLease) -> None:
+        """Keeps the lease; one that came back empty gets everything that it would still hold."""
+        exporter.renew()
+        if exporter.trouble not in ("", self._trouble):
+            told = f"{exporter.trouble}; metrics wait, training itself goes on"
+            self._on_progress(Update(trial=MAIN_TRIAL, messages=(told,)))
+        self._trouble = exporter.trouble
+        if not exporter.has_forgotten:
+            return
+        for key, trial in self._trials.items():
+            is_shown = trial.ended_at is None or self._now() - trial.ended_at < self._linger_s
+            if is_shown:
+                exporter.push(key, trial.series.values)
+            if is_shown and trial.ended_at is not None:
+                exporter.end(key)
+
+    @property
+    def _linger_s(self) -> float:
+        return self._config.telemetry.linger_s
+
+    def _trial(self, key: str, sample: dict[str, Any] | None = None) -> _Trial:
         if key not in self._trials:
-            self._trials[key] = _Trial(TrialSeries(self._policy, *self._devices))
+            self._trials[key] = _Trial(TrialSeries(self._config_of(sample or {})))
         return self._trials[key]
+
+    def _config_of(self, sample: dict[str, Any]) -> Config:
+        """A sample that contradicts itself never runs, so what it says does not matter."""
+        with contextlib.suppress(ConfigError):
+            return with_sample(self._config, sample)
+        return self._config

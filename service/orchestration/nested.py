@@ -41,8 +41,8 @@ class _ToTune(TuneReportCallback):
 def run_trial(sample: dict[str, Any], text: str, path: str, control: str) -> dict[str, Any] | None:
     """Trains the trial to its end; its final report is {"outcome": JSON text} and its steps.
 
-    text: the sweep's config. path: the sweep's folder. control: the control plane's name.
-    Returns that report where Tune has yet to hear it.
+    text: the sweep's config. path: the sweep's folder. control: the sweep whose
+    control plane it uses. Returns that report where Tune has yet to hear it.
     """
     return _say_last(_outcome(sample, text, path, control))
 

@@ -145,7 +145,8 @@ def held(run: Run) -> Iterator[None]:
     """
     lock = FileLock(run.path / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        # Not at once: `is_held` takes it for a moment.
+        lock.acquire(timeout=0.5)
     except Timeout as error:
         raise RunError(
             f"run {run.run_id} is being trained by another process, which holds "
@@ -157,6 +158,37 @@ def held(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def taken(run: Run, *, new: bool) -> Iterator[None]:
+    """Makes the run's folder if it is new, and holds it; it goes again when nothing was begun.
+
+    Raises:
+        RunError: it cannot be made, or another process trains this run.
+    """
+    if new:
+        make_run(run)
+    try:
+        with held(run):
+            yield
+    except Exception:
+        if new and {path.name for path in run.path.iterdir()} <= {CONFIG_FILE, LOCK_FILE}:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def is_held(path: Path) -> bool:
+    """Whether a driver trains the run in `path` now."""
+    if not (path / LOCK_FILE).exists():
+        return False
+    lock = FileLock(path / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
 
 
 def create_run(config: Config, run_id: str | None = None, parent: Path | None = None) -> Run:

@@ -15,7 +15,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from service.config import Config
-from service.decisions import Action, Decision, Directive, Verdict
+from service.decisions import Action, Decision, Directive, PolicyState, Verdict
 from service.errors import RunError
 from service.gonogo import decide
 from service.health import HealthReport
@@ -25,7 +25,7 @@ from service.orchestration.sweep_journal import Line, SweepJournal
 from service.orchestration.trials import TrialRecord, is_end, new_record, rebuilt_records
 
 Send = Callable[[str, Directive], None]
-Listen = Callable[[str, HealthReport, Decision], None]
+Listen = Callable[[str, Decision, PolicyState], None]
 
 
 class GoNoGoScheduler(TrialScheduler):
@@ -66,7 +66,8 @@ class GoNoGoScheduler(TrialScheduler):
         self.is_closed = False
 
     def attach(self, send: Send, listen: Listen | None = None) -> None:
-        """send: carries a directive to a trial and returns at once. listen: hears decisions."""
+        """send: carries a directive to a trial and returns at once. listen: hears a trial's
+        decision and the policy's state after it."""
         self._send = send
         self._listen = listen
 
@@ -250,7 +251,7 @@ class GoNoGoScheduler(TrialScheduler):
             self._carry(key, directive)
         if self._listen is not None:
             told = Decision(decision.step, decision.verdict, reason=record.note)
-            self._listen(key, report, told if record.note else decision)
+            self._listen(key, told if record.note else decision, record.state)
 
     def _repeat(self, key: str, record: TrialRecord, applied: int) -> None:
         """Sends the last directive again until its echo comes: the actor may have restarted."""

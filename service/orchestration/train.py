@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from service.config import Config
 from service.data.fitting import open_plan
 from service.decisions import Directive
-from service.errors import ClusterError
+from service.errors import ClusterError, CrossReidError
 from service.orchestration.background import Background
 from service.orchestration.cluster import connected, first_line, require
 from service.orchestration.control import ControlReader, start_control
@@ -32,15 +32,15 @@ from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
 from service.orchestration.runs import (
     Run,
-    held,
     interrupted,
-    make_run,
     resume_or_plan,
     resume_words,
+    taken,
 )
+from service.orchestration.serving import served
 from service.orchestration.trials import INTERRUPTED
 from service.orchestration.worker import EndOnFault, Job, WorkerFault, rebuilt, run_worker
-from service.telemetry.exporter import ExporterLease, acquire
+from service.telemetry.exporter import ExporterLease
 from service.telemetry.logs import redacted
 from service.training.ending import STOPPED
 from service.training.files import write_text
@@ -78,24 +78,19 @@ def launch_training(
     open_plan(run.config, run.config.cluster.num_workers)
     with connected(run.config.cluster) as cluster, ExitStack() as stack:
         require(run.config.cluster)
-        if resume is None:
-            make_run(run)
-        stack.enter_context(held(run))
-        control = start_control(f"control-{run.run_id}")
+        stack.enter_context(taken(run, new=resume is None))
+        control = start_control(run.run_id)
         reader = ControlReader(control)
-        with exporter_lease(run.config, run.run_id, local=cluster.local) as exporter:
-            devices = run.config.cluster.devices
-            monitor = Monitor(run.config.policy, exporter, on_progress, devices=devices)
-            _announce(on_progress, run, exporter)
-            job = Job(
-                config=run.config.to_yaml(),
-                run_dir=str(run.path),
-                control=f"control-{run.run_id}",
-                key=MAIN_TRIAL,
-            )
-            outcome = _watch(run, Background(lambda: fit(run.config, job)), monitor, reader)
-            monitor.ended(MAIN_TRIAL)
-            return run, outcome
+        exporter = stack.enter_context(served(run, cluster, on_progress, MAIN_TRIAL))
+        monitor = Monitor(run.config, exporter, on_progress)
+        _announce(on_progress, run, exporter)
+        job = Job(
+            config=run.config.to_yaml(),
+            run_dir=str(run.path),
+            control=run.run_id,
+            key=MAIN_TRIAL,
+        )
+        return run, _watch(run, Background(lambda: fit(run.config, job)), monitor, reader)
 
 
 def fit(
@@ -161,19 +156,6 @@ def ended(run: Run, returned: dict[str, Any]) -> Outcome:
     return Outcome(**returned["outcome"])
 
 
-@contextlib.contextmanager
-def exporter_lease(config: Config, run: str, *, local: bool) -> Iterator[ExporterLease | None]:
-    """The run's hold on the cluster's exporter, given up at the end; None when it is off."""
-    if not config.telemetry.enabled:
-        yield None
-        return
-    lease = acquire(config.telemetry, run, local=local)
-    try:
-        yield lease
-    finally:
-        lease.release()
-
-
 def _announce(on_progress: OnProgress, run: Run, exporter: ExporterLease | None) -> None:
     lines = [f"run {run.run_id} in {run.path}"]
     if exporter is not None:
@@ -186,7 +168,27 @@ def _announce(on_progress: OnProgress, run: Run, exporter: ExporterLease | None)
 def _watch(
     run: Run, task: Background[dict[str, Any]], monitor: Monitor, reader: ControlReader
 ) -> Outcome:
-    """Looks at the run until it ends; an interrupt asks it to stop and waits for its checkpoint.
+    """Looks at the run until it ends, and tells the monitor how.
+
+    Raises:
+        CrossReidError: the one that ended it.
+    """
+    try:
+        outcome = _looked_at(run, task, monitor, reader)
+        if outcome.verdict == "ERROR":
+            monitor.failed(MAIN_TRIAL, outcome.cause)
+        return outcome
+    except CrossReidError as error:
+        monitor.failed(MAIN_TRIAL, error.name)
+        raise
+    finally:
+        monitor.ended(MAIN_TRIAL)
+
+
+def _looked_at(
+    run: Run, task: Background[dict[str, Any]], monitor: Monitor, reader: ControlReader
+) -> Outcome:
+    """How the run ended; an interrupt asks it to stop and waits for its checkpoint.
 
     A run that ends by itself all the same ends as it would have without the interrupt.
     """

@@ -10,7 +10,7 @@ from service.errors import ConfigError, RunError
 from service.gonogo import Rules
 from service.orchestration.space import with_sample
 from service.orchestration.sweep_journal import Line
-from service.orchestration.worker import error_values
+from service.orchestration.worker import error_values, rebuilt
 
 INTERRUPTED = "interrupted"
 """The reason of the directive by which a driver stops its trials when the user stops it."""
@@ -60,6 +60,16 @@ class TrialRecord:
     def is_at_end(self) -> bool:
         """Whether it has made its last step, and so ends by itself."""
         return 0 < self.total <= self.step
+
+    @property
+    def failure(self) -> str:
+        """What error it ended with, by name, or "lost" when its process went without a word; empty
+        when it ended otherwise."""
+        if self.outcome is None:
+            return "" if self.is_stopping else "lost"
+        if "error" in self.outcome:
+            return rebuilt(self.outcome["error"]).name
+        return self.outcome["cause"] if self.outcome.get("verdict") == "ERROR" else ""
 
     @property
     def is_unfit(self) -> bool:

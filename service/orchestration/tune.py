@@ -34,19 +34,18 @@ from service.orchestration.rows import (
 from service.orchestration.runs import (
     SUMMARY_FILE,
     Run,
-    held,
-    make_run,
     plan_run,
+    taken,
     write_summary,
 )
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.orchestration.search import check_search, make_search
+from service.orchestration.serving import served
 from service.orchestration.sinks import check_loggers, make_loggers
 from service.orchestration.space import check_space, param_space
 from service.orchestration.sweep_journal import FILE_NAME as JOURNAL
 from service.orchestration.sweep_journal import SweepJournal
 from service.orchestration.sweeps import check_head, head_line, resume_sweep
-from service.orchestration.train import exporter_lease
 from service.orchestration.trials import TrialRecord
 from service.orchestration.watch import Watch
 from service.training.ending import STOPPED
@@ -92,25 +91,24 @@ def launch_tuning(
     plan = check_sweep(config)
     with connected(config.cluster) as cluster, contextlib.ExitStack() as stack:
         require(config.cluster, trials=plan.concurrent)
-        if resume is None:
-            make_run(sweep)
-        stack.enter_context(held(sweep))
+        stack.enter_context(taken(sweep, new=resume is None))
+        control = start_control(sweep.run_id)
+        reader = ControlReader(control)
+        exporter = stack.enter_context(served(sweep, cluster, on_progress, SWEEP))
         # What an earlier driver summed up no longer holds.
         (sweep.path / SUMMARY_FILE).unlink(missing_ok=True)
         scheduler = _scheduler(sweep, plan, on_progress)
-        control = start_control(f"control-{sweep.run_id}")
-        reader = ControlReader(control)
-        lease = exporter_lease(config, sweep.run_id, local=cluster.local)
-        exporter = stack.enter_context(lease)
-        devices = config.cluster.devices
-        monitor = Monitor(config.policy, exporter, on_progress, devices=devices)
-        scheduler.attach(reader.put, lambda key, _, decision: monitor.decided(key, decision))
+        monitor = Monitor(config, exporter, on_progress)
+        scheduler.attach(reader.put, monitor.decided)
         place = f"; metrics at {exporter.address}" if exporter else ""
         head = f"{sweep.run_id} with {plan.trials} trials in {sweep.path}{place}"
         on_progress(Update(trial=SWEEP, total=plan.trials, messages=(head,)))
         tuner = _tuner(sweep, scheduler)
         watch = Watch(Background(tuner.fit), scheduler, monitor, reader)
-        results, was_interrupted = watch.until_end()
+        try:
+            results, was_interrupted = watch.until_end()
+        finally:
+            monitor.all_ended()
         return _ended(sweep, results, scheduler.trials, was_interrupted)
 
 
@@ -216,7 +214,7 @@ def _trainable(sweep: Run) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     text, path, name = sweep.config.to_yaml(), str(sweep.path), sweep.run_id
 
     def trial(config: dict[str, Any]) -> dict[str, Any] | None:
-        return run_trial(config, text, path, f"control-{name}")
+        return run_trial(config, text, path, name)
 
     return trial
 

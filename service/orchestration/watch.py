@@ -65,6 +65,9 @@ class Watch:
             self._monitor.sampled(key, record.sample)
         self._monitor.look(self._reader)
         for key in ended:
+            failure = self._scheduler.trials[key].failure if key in self._scheduler.trials else ""
+            if failure:
+                self._monitor.failed(key, failure)
             self._monitor.ended(key)
 
     def _free(self) -> bool:

@@ -35,8 +35,8 @@ _COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection re
 class Job:
     """One training, as it is sent to its workers.
 
-    config: resolved YAML. control: name of the control plane's actor. key: this training there.
-    decides: the loop judges itself; False when a scheduler does.
+    config: resolved YAML. control: the run, or sweep, whose control plane it uses. key: this
+    training there. decides: the loop judges itself; False when a scheduler does.
     """
 
     config: str

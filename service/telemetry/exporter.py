@@ -4,131 +4,45 @@ Runs hold leases, which their driver renews. An ended trial's series stay for `l
 that the last verdict is scraped; a driver that dies stops renewing, and its series go likewise. The
 actor ends after the last lease and the last series.
 
-A killed actor comes back empty. Every push and renewal says where it serves and whose it is, so the
-first of them opens the port again.
+A killed actor comes back empty. Every renewal says where it serves and whose it is, so the first of
+them opens the port again, and its answer tells the driver to push everything once more.
 """
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
 import ray
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from ray.actor import exit_actor
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError
 
 from service.config import TelemetryConfig
 from service.errors import ClusterError
-from service.telemetry.lines import LABELS, LINES, PREFIX, Line, Values, checked
+from service.telemetry.lines import Values
+from service.telemetry.series import Series, Server
 
 NAMESPACE = "crossreid"
 ACTOR_NAME = "exporter"
 LEASE_S = 60.0
 """Seconds that a lease lasts without renewal."""
 _CALL_S = 30.0
+_ASK_S = 0.2
+_EVERYWHERE = ("", "0.0.0.0", "::")
+"""Hosts that mean every address of the machine."""
 
 
-@dataclass(slots=True)
-class _Trial:
-    values: Values
-    linger_s: float
-    ended_at: float | None = None
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the exporter listens. reach: the address for others, as host:port. note: why it is not
+    at the port that was asked for, or an empty text."""
 
-
-class Series(Collector):
-    """Who holds a lease, and every trial's last snapshot; safe to scrape from other threads.
-
-    clock: seconds, rising.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._leases: dict[str, float] = {}
-        self._trials: dict[tuple[str, str], _Trial] = {}
-
-    def lease(self, run: str, seconds: float) -> None:
-        """Takes or renews the run's lease."""
-        with self._lock:
-            self._leases[run] = self._clock() + seconds
-
-    def release(self, run: str) -> None:
-        """Ends the lease and all trials of the run."""
-        with self._lock:
-            self._leases.pop(run, None)
-            self._end(lambda key: key[0] == run)
-
-    def push(self, run: str, trial: str, values: Mapping[str, Any], linger_s: float) -> None:
-        """Replaces the trial's snapshot."""
-        with self._lock:
-            self._trials[run, trial] = _Trial(checked(values), linger_s)
-
-    def end(self, run: str, trial: str) -> None:
-        """The trial has ended by itself: it is shown as not running, then goes."""
-        with self._lock:
-            key = (run, trial)
-            if key in self._trials:
-                self._trials[key].values["running"] = {(): 0.0}
-            self._end(lambda other: other == key)
-
-    def sweep(self) -> bool:
-        """Drops what has expired; True when nothing is left to serve."""
-        with self._lock:
-            now = self._clock()
-            self._leases = {run: until for run, until in self._leases.items() if until > now}
-            self._end(lambda key: key[0] not in self._leases)
-            self._trials = {
-                key: trial
-                for key, trial in self._trials.items()
-                if trial.ended_at is None or now - trial.ended_at < trial.linger_s
-            }
-            return not self._leases and not self._trials
-
-    def collect(self) -> Iterable[Metric]:
-        """Every line that has a sample, in the order of the table."""
-        with self._lock:
-            families = [self._family(line) for line in LINES]
-        return [family for family in families if family.samples]
-
-    def describe(self) -> Iterable[Metric]:
-        return []
-
-    def _end(self, chosen: Callable[[tuple[str, str]], bool]) -> None:
-        for key, trial in self._trials.items():
-            if chosen(key) and trial.ended_at is None:
-                trial.ended_at = self._clock()
-
-    def _family(self, line: Line) -> Metric:
-        kind = GaugeMetricFamily if line.kind == "gauge" else CounterMetricFamily
-        family = kind(PREFIX + line.name, line.help, labels=[*LABELS, *line.labels])
-        for key, trial in self._trials.items():
-            for extra, value in trial.values.get(line.name, {}).items():
-                family.add_metric([*key, *extra], value)
-        return family
-
-
-class Server:
-    """`/metrics` over HTTP for one `Series`."""
-
-    def __init__(self, series: Series, host: str, port: int) -> None:
-        """Raises OSError when the port is taken; port 0 takes any free one."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(series)
-        self._server: WSGIServer
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        self.host, self.port = host, self._server.server_port
-        self.address = f"http://{host}:{self.port}/metrics"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=5.0)
+    host: str
+    port: int
+    reach: str
+    note: str
 
 
 class Exporter:
@@ -141,31 +55,27 @@ class Exporter:
         self._self = ray.get_runtime_context().current_actor
         threading.Thread(target=self._tick, daemon=True).start()
 
-    def acquire(self, run: str, host: str, port: int, or_any_port: bool) -> tuple[str, int, str]:
-        """Takes the run's lease: host, port, and why it is not the one asked for, or an empty text.
+    def acquire(self, run: str, host: str, port: int, or_any_port: bool) -> Place:
+        """Takes the run's lease.
 
-        An exporter that serves already keeps its address. Raises OSError when the port is taken.
+        An exporter that serves already keeps its address. Raises OSError when the port is taken or
+        the host is not an address of this machine.
         """
-        note = "" if self._server is None else self._other_port(port)
+        note = "" if self._server is None else self._other_place(host, port)
         if self._server is None:
-            try:
-                self._server = Server(self._series, host, port)
-            except OSError as error:
-                if not or_any_port:
-                    self._waits_until = 0.0
-                    raise
-                self._server = Server(self._series, host, 0)
-                note = f"port {port} is taken ({error.strerror})"
+            note = self._open(host, port, or_any_port)
+        server = self._server
+        assert server is not None
         self._series.lease(run, LEASE_S)
-        return self._server.host, self._server.port, note
+        return Place(server.host, server.port, _reach(server), note)
 
-    def renew(self, run: str, host: str, port: int) -> None:
-        """Renews the lease, and serves at `port` again after a restart."""
-        self._series.lease(run, LEASE_S)
+    def renew(self, run: str, host: str, port: int) -> bool:
+        """Renews the lease, and serves at `port` again after a restart; False when the run was not
+        known any more. Raises OSError while the port is taken."""
+        is_known = self._series.lease(run, LEASE_S)
         if self._server is None:
-            # A port that is still taken is tried again at the next call.
-            with contextlib.suppress(OSError):
-                self._server = Server(self._series, host, port)
+            self._server = Server(self._series, host, port)
+        return is_known
 
     def push(self, run: str, trial: str, values: Mapping[str, Any], linger_s: float) -> None:
         self._series.push(run, trial, values, linger_s)
@@ -173,8 +83,11 @@ class Exporter:
     def end(self, run: str, trial: str) -> None:
         self._series.end(run, trial)
 
-    def release(self, run: str) -> None:
-        self._series.release(run)
+    def release(self, run: str) -> float:
+        return self._series.release(run)
+
+    def is_seen(self, run: str) -> bool:
+        return self._series.is_seen(run)
 
     def sweep(self) -> None:
         """Called by the actor itself; ends it when nothing is left, or nobody came in time."""
@@ -186,10 +99,25 @@ class Exporter:
         if time.monotonic() > self._waits_until:
             exit_actor()
 
-    def _other_port(self, port: int) -> str:
+    def _open(self, host: str, port: int, or_any_port: bool) -> str:
+        """Starts to serve; why not at `port`, or an empty text."""
+        try:
+            self._server = Server(self._series, host, port)
+            return ""
+        except OSError as taken:
+            try:
+                if not or_any_port:
+                    raise
+                self._server = Server(self._series, host, 0)
+            except OSError:
+                self._waits_until = 0.0
+                raise
+            return f"port {port} is taken ({taken.strerror})"
+
+    def _other_place(self, host: str, port: int) -> str:
         assert self._server is not None
-        serves = self._server.port
-        return "" if port in (0, serves) else "the cluster's exporter runs already"
+        is_same = port in (0, self._server.port) and host == self._server.host
+        return "" if is_same else "the cluster's exporter runs already"
 
     def _tick(self) -> None:
         while True:
@@ -198,38 +126,78 @@ class Exporter:
                 ray.get(self._self.sweep.remote())
 
 
+def _reach(server: Server) -> str:
+    host = ray.util.get_node_ip_address() if server.host in _EVERYWHERE else server.host
+    return f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+
+
 class ExporterLease:
     """A driver's hold on the cluster's exporter; sending never waits.
 
-    address: where `/metrics` is. note: why it is not at the port that was asked for.
+    address: where `/metrics` is. has_forgotten: the exporter came back empty, so everything must be
+    pushed again. trouble: why it does not serve, or an empty text; both are as of the last renewal.
     """
 
-    def __init__(
-        self, handle: Any, run: str, linger_s: float, *, host: str, port: int, note: str
-    ) -> None:
+    def __init__(self, handle: Any, run: str, linger_s: float, place: Place) -> None:
         self._handle = handle
         self._run = run
         self._linger_s = linger_s
-        self._place = (host, port)
-        self.address = f"http://{host}:{port}/metrics"
-        self.note = note
+        self._place = place
+        self._answer: Any = None
+        self.address = f"http://{place.reach}/metrics"
+        self.reach, self.note = place.reach, place.note
+        self.has_forgotten = False
+        self.trouble = ""
 
     def push(self, trial: str, values: Values) -> None:
-        """Sends a trial's full snapshot, and renews."""
-        self.renew()
+        """Sends a trial's full snapshot."""
         self._handle.push.remote(self._run, trial, values, self._linger_s)
 
     def end(self, trial: str) -> None:
         self._handle.end.remote(self._run, trial)
 
     def renew(self) -> None:
-        """To be called well within `LEASE_S`."""
-        self._handle.renew.remote(self._run, *self._place)
+        """To be called well within `LEASE_S`; what the last call brought is known then."""
+        self.has_forgotten = False
+        if self._answer is not None:
+            if not ray.wait([self._answer], timeout=0)[0]:
+                return
+            self._hear(self._answer)
+        place = self._place
+        self._answer = self._handle.renew.remote(self._run, place.host, place.port)
 
-    def release(self) -> None:
-        """Waits until the exporter knows; it serves the last snapshots for `linger_s` more."""
+    def release(self) -> float:
+        """Gives the hold up; the exporter serves the last snapshots for `linger_s` more.
+
+        Returns the seconds within which somebody who scrapes regularly has seen the end; 0 when
+        nobody does.
+        """
         with contextlib.suppress(RayError):
-            ray.get(self._handle.release.remote(self._run), timeout=_CALL_S)
+            return ray.get(self._handle.release.remote(self._run), timeout=_CALL_S)
+        return 0.0
+
+    def wait_until_seen(self, seconds: float) -> bool:
+        """Whether a scrape came after `release`, at the latest after `seconds`."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            try:
+                if ray.get(self._handle.is_seen.remote(self._run), timeout=_CALL_S):
+                    return True
+            except RayError:
+                return False
+            time.sleep(_ASK_S)
+        return False
+
+    def _hear(self, answer: Any) -> None:
+        try:
+            self.has_forgotten = not ray.get(answer)
+            self.trouble = ""
+        except RayTaskError as error:
+            self.has_forgotten = True
+            self.trouble = f"the exporter cannot serve at {self._place.reach}: {error.cause}"
+        except RayError:
+            # It is being started again: the next answer says what it knows.
+            self.has_forgotten = True
 
 
 def acquire(config: TelemetryConfig, run: str, *, local: bool) -> ExporterLease:
@@ -240,18 +208,20 @@ def acquire(config: TelemetryConfig, run: str, *, local: bool) -> ExporterLease:
         port is what Prometheus was told, so a taken one is an error.
 
     Raises:
-        ClusterError: the port is taken, or the exporter cannot be started.
+        ClusterError: the port is taken, the host is not the head's, or the exporter cannot be
+            started.
     """
     for last_try in (False, True):
         handle = _actor()
         try:
             call = handle.acquire.remote(run, config.host, config.port, local)
-            host, port, note = ray.get(call, timeout=_CALL_S)
-            return ExporterLease(handle, run, config.linger_s, host=host, port=port, note=note)
+            place: Any = ray.get(call, timeout=_CALL_S)
+            return ExporterLease(handle, run, config.linger_s, place)
         except RayTaskError as error:
             raise ClusterError(
                 f"the exporter cannot listen on {config.host}:{config.port}: {error.cause}; set "
-                "telemetry.port to a free port (0 takes any), or telemetry.enabled=false"
+                "telemetry.port to a free port (0 takes any), telemetry.host to an address of the "
+                "head node (0.0.0.0 is all of them), or telemetry.enabled=false"
             ) from error
         except ActorDiedError:
             # It ended between being found and being asked: the next one is new.

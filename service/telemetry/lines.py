@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.config import PolicyConfig
-from service.decisions import Verdict
+from service.config import Config
 from service.health import HealthReport
 
 PREFIX = "reid_train_"
@@ -43,6 +42,12 @@ LINES: tuple[Line, ...] = (
     Line("num_classes", "gauge", "C; ln(C) is cross-entropy by chance", field="num_classes"),
     Line("gate_threshold", "gauge", "Limit that the run's own config sets", ("gate",)),
     Line(
+        "configured_steps",
+        "gauge",
+        "Step, or number of steps, that the run's own config sets",
+        ("setting",),
+    ),
+    Line(
         "pair_coverage_ratio", "gauge", "Rows with a positive in the batch", field="pair_coverage"
     ),
     Line(
@@ -69,6 +74,11 @@ LINES: tuple[Line, ...] = (
         "gauge",
         "Cross-entropy over ln(C); 1 is chance",
         field="ce_fraction",
+    ),
+    Line(
+        "cross_entropy_best_ratio",
+        "gauge",
+        "Lowest cross-entropy over ln(C) since GO; absent before",
     ),
     Line(
         "cross_entropy_fall_ratio",
@@ -119,6 +129,11 @@ LINES: tuple[Line, ...] = (
         field="sdm_gradient_share",
     ),
     Line("classifier_weight_norm", "gauge", "L2 norm of the head", field="head_norm"),
+    Line(
+        "classifier_weight_norm_limit",
+        "gauge",
+        "Head norm at which the policy cuts the head's rate; absent until it is known",
+    ),
     Line("classifier_growth_ratio", "gauge", "Head norm over its start", field="head_growth"),
     Line(
         "classifier_window_growth_ratio",
@@ -208,6 +223,7 @@ LINES: tuple[Line, ...] = (
         "Hours that the steps left out by a stop would have held devices",
         ("device",),
     ),
+    Line("sink_failures_total", "counter", "Values that a sink could not take", ("sink",)),
     Line("run_info", "gauge", "1, with what the run is made of", ("world_size", "precision")),
 )
 BY_NAME: Mapping[str, Line] = {line.name: line for line in LINES}
@@ -235,8 +251,18 @@ GATES = (
 )
 """Settings of the policy that are limits."""
 
-_VERDICT_GATE = "verdict"
-_STATES = {"WAIT": 0, "GO": 1, "HOLD": 1, "RAISE": 1, "ROLLBACK": 1, "NO_GO": 2, "PAUSE": 3}
+STEPS = (
+    "policy.window",
+    "policy.first_look",
+    "policy.no_go_from",
+    "policy.final_look",
+    "policy.undecided_until",
+    "policy.rise_patience",
+    "policy.collapse_patience",
+    "log.health_every",
+    "train.checkpoint_every",
+)
+"""Settings that count steps, which alerts wait for or hold ages against."""
 
 
 def health_values(report: HealthReport) -> Values:
@@ -249,93 +275,17 @@ def health_values(report: HealthReport) -> Values:
     return values
 
 
-def threshold_values(policy: PolicyConfig) -> Values:
-    """The limits of the verdict; gates are named as in the config."""
-    return {"gate_threshold": {(gate,): float(getattr(policy, gate)) for gate in GATES}}
+def threshold_values(config: Config) -> Values:
+    """The limits of the verdict and the steps at which things are due, named as in the config."""
+    return {
+        "gate_threshold": {(gate,): float(getattr(config.policy, gate)) for gate in GATES},
+        "configured_steps": {(name,): float(_setting(config, name)) for name in STEPS},
+    }
 
 
-class TrialSeries:
-    """One trial's snapshot, kept by the driver from what it hears. Times are Unix seconds.
-
-    device: gpu or cpu; devices: how many of them the trial's workers hold.
-    """
-
-    def __init__(self, policy: PolicyConfig, device: str = "cpu", devices: float = 0.0) -> None:
-        self._device, self._devices = device, devices
-        self._began: float | None = None
-        self._values: Values = {
-            "running": {(): 1.0},
-            "gate_state": {(_VERDICT_GATE,): 0.0},
-            "verdict_info": {("WAIT", "none"): 1.0},
-            "restarts_total": {(): 0.0},
-            "steps_total": {(): 0.0},
-            "images_total": {(): 0.0},
-            "step_phase_seconds_total": {("data",): 0.0, ("compute",): 0.0},
-            **threshold_values(policy),
-        }
-
-    @property
-    def values(self) -> Values:
-        """The full snapshot."""
-        return {name: dict(samples) for name, samples in self._values.items()}
-
-    def step(self, step: int, total: int, now: float) -> None:
-        self._values["global_step"] = {(): float(step)}
-        self._values["total_steps"] = {(): float(total)}
-        self._values["heartbeat_timestamp_seconds"] = {(): now}
-        self._began = now if self._began is None else self._began
-        used = (now - self._began) * self._devices / 3600
-        self._values["device_hours_used"] = {(self._device,): used}
-
-    def start(self, world_size: int, precision: str) -> None:
-        """Notes what the run is made of."""
-        self._values["run_info"] = {(str(world_size), precision): 1.0}
-
-    def steps(self, event: Mapping[str, Any]) -> None:
-        """Adds steps up; `event` is the journal's event `steps`."""
-        count, seconds = event["count"], event["seconds"] * event["count"]
-        waited = event["data_wait_s"] * count
-        self._add("steps_total", (), count)
-        self._add("images_total", (), event["images"])
-        self._add("step_phase_seconds_total", ("data",), waited)
-        self._add("step_phase_seconds_total", ("compute",), seconds - waited)
-
-    def checkpoint(self, step: int, now: float) -> None:
-        self._values["checkpoint_step"] = {(): float(step)}
-        self._values["checkpoint_timestamp_seconds"] = {(): now}
-
-    def error(self, cause: str, now: float) -> None:
-        """An error ended the trial."""
-        self._values["error_timestamp_seconds"] = {(cause,): now}
-
-    def stopped(self, step: int) -> None:
-        """The trial was stopped at `step`: what the rest would have cost is saved."""
-        total = self._values.get("total_steps", {}).get(())
-        spent = sum(self._values["step_phase_seconds_total"].values())
-        count = self._values["steps_total"][()]
-        if total is None or not count:
-            return
-        saved = (total - step) * spent / count * self._devices / 3600
-        self._values["device_hours_saved"] = {(self._device,): saved}
-
-    def health(self, report: HealthReport) -> None:
-        self._values.update(health_values(report))
-
-    def decision(self, verdict: Verdict | str, now: float, cause: str = "none") -> None:
-        """Counts a decision; its time is that of the last of its kind."""
-        key = (_VERDICT_GATE, str(verdict))
-        self._values["verdict_info"] = {(str(verdict), cause): 1.0}
-        self._values["gate_state"] = {(_VERDICT_GATE,): float(_STATES[str(verdict)])}
-        self._values.setdefault("gate_decision_timestamp_seconds", {})[key] = now
-        counts = self._values.setdefault("gate_decisions_total", {})
-        counts[key] = counts.get(key, 0.0) + 1.0
-
-    def restart(self) -> None:
-        self._values["restarts_total"][()] += 1.0
-
-    def _add(self, name: str, key: tuple[str, ...], amount: float) -> None:
-        """Into a new mapping, so that snapshots that were handed out stay as they are."""
-        self._values[name] = {**self._values[name], key: self._values[name][key] + amount}
+def _setting(config: Config, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
 
 
 def checked(values: Mapping[str, Mapping[Any, float]]) -> Values:

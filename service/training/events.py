@@ -2,6 +2,7 @@
 
 from service.config import Config
 from service.data.layout import Batch
+from service.decisions import Decision, PolicyState
 from service.errors import CrossReidError
 from service.health import HealthReport, StepSample
 from service.losses.pairs import Pairs
@@ -23,7 +24,15 @@ def start(config: Config, parts: Parts, progress: Progress, world_size: int) -> 
         "plan": parts.plan.stats.text(),
         "trainable": {name: len(p) for name, p in parts.model.parameter_groups().items()},
         "schedule": parts.schedule.preview(num_classes, len(parts.plan.drawn)),
+        "verdict": str(progress.policy.verdict),
+        "cause": str(progress.policy.cause),
+        **progress.policy.since_go,
     }
+
+
+def decision(found: Decision, policy: PolicyState) -> Event:
+    """A decision, with what the policy holds later reports against."""
+    return {"event": "decision", **found.to_dict(), **policy.since_go}
 
 
 def error(found: CrossReidError) -> Event:
@@ -32,6 +41,7 @@ def error(found: CrossReidError) -> Event:
         "event": "error",
         "kind": type(found).__name__,
         "cause": str(found.cause),
+        "name": found.name,
         "message": str(found),
     }
 

@@ -354,7 +354,7 @@ class Trainer:
     def _decide(self, report: HealthReport) -> None:
         self.progress.policy, decision = decide(self.progress.policy, report, self.rules)
         self.decision = decision
-        self.emit({"event": "decision", **decision.to_dict()})
+        self.emit(events.decision(decision, self.progress.policy))
         notch = f"notch {self.progress.policy.notch} of {len(self.rules.sdm.notches)}"
         for action in decision.actions:
             self._act(action, self.progress, decision.reason or notch)

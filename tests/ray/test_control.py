@@ -4,24 +4,28 @@ import os
 import signal
 import socket
 import time
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 import ray
 
-from service.config import PolicyConfig, TelemetryConfig
+from service.config import TelemetryConfig
 from service.decisions import Action, Directive
-from service.errors import ClusterError
+from service.errors import ClusterError, RunError
 from service.orchestration.control import (
     ControlClient,
     ControlReader,
+    News,
     find_control,
     start_control,
 )
+from service.orchestration.monitor import Monitor
 from service.telemetry.exporter import ACTOR_NAME, NAMESPACE, acquire
-from service.telemetry.lines import TrialSeries
+from service.telemetry.trial import TrialSeries
 from tests.ray.processes import pids_of
+from tests.reports import CONFIG
 
 pytestmark = [
     pytest.mark.ray,
@@ -112,27 +116,45 @@ def scraped(address: str) -> str:
         return ""
 
 
-def test_a_killed_exporter_serves_everything_again_at_the_same_port():
-    config = TelemetryConfig(port=0, linger_s=1.0)
+def test_a_killed_exporter_gets_everything_again_from_its_drivers_at_the_same_port(
+    record_property: Any,
+):
+    """A trial that goes on, one that stands still, and one that has ended but is to be seen yet."""
+    config = TelemetryConfig(port=0, linger_s=60.0)
     lease = acquire(config, "one", local=True)
-    series = TrialSeries(PolicyConfig())
-    series.step(7, 100, now=1e9)
-    lease.push("main", series.values)
-    until(lambda: "reid_train_global_step" in scraped(lease.address))
+    monitor = Monitor(CONFIG, lease)
+    quiet: Any = SimpleNamespace(read=list, failures=0)
+    for trial in ("stands", "ended"):
+        monitor.hear(News(trial, 0, {"step": 7, "total": 100, "line": {}}, ()))
+    monitor.ended("ended")
+    until(lambda: 'reid_train_running{run="one",trial="ended"} 0.0' in scraped(lease.address))
     before = scraped(lease.address)
+    monitor.look(quiet)
     kill("Exporter")
     until(lambda: scraped(lease.address) == "")
+    killed_at = time.monotonic()
 
-    def pushed_again() -> bool:
-        lease.push("main", series.values)
+    def is_whole() -> bool:
+        monitor.look(quiet)
         return scraped(lease.address) == before
 
-    until(pushed_again)
+    until(is_whole, 30.0)
+    record_property("seconds_to_full_state", round(time.monotonic() - killed_at, 1))
+    monitor.hear(News("stands", 0, {"step": 8, "total": 100, "line": {}}, ()))
+    until(lambda: 'reid_train_global_step{run="one",trial="stands"} 8.0' in scraped(lease.address))
     other = acquire(config, "two", local=False)
     assert other.address == lease.address
     other.release()
-    lease.release()
+    ray.kill(ray.get_actor(ACTOR_NAME, namespace=NAMESPACE), no_restart=True)
     until(exporter_is_gone)
+
+
+def test_two_runs_of_one_name_are_refused_and_the_name_is_free_after_the_first():
+    first = start_control("night")
+    with pytest.raises(RunError, match="a run named night is going on on this cluster"):
+        start_control("night", patience_s=0.5)
+    del first
+    assert start_control("night") is not None
 
 
 def exporter_is_gone() -> bool:
@@ -149,7 +171,7 @@ def test_one_exporter_serves_all_runs_and_ends_after_the_last_one():
     second = acquire(config, "two", local=False)
     assert first.address == second.address
     for lease in (first, second):
-        lease.push("main", TrialSeries(PolicyConfig()).values)
+        lease.push("main", TrialSeries(CONFIG).values)
 
     until(lambda: 'reid_train_running{run="two",trial="main"} 1.0' in scraped(first.address))
     first.end("main")

@@ -1,5 +1,6 @@
 """Whether a run fits a cluster, and how failures of workers are told apart; without Ray running."""
 
+import contextlib
 import pickle
 import re
 import socket
@@ -17,7 +18,7 @@ from ray.train import ControllerError, WorkerGroupError
 from service.config import ClusterConfig, Config, DataConfig
 from service.doctor.check import Status
 from service.doctor.cluster import _resources
-from service.errors import ClusterError, DataError, NonFiniteError
+from service.errors import ClusterError, CrossReidError, DataError, NonFiniteError
 from service.orchestration.background import Background
 from service.orchestration.cluster import connected, first_line, require
 from service.orchestration.runs import Run
@@ -198,10 +199,35 @@ def test_an_interrupt_that_comes_too_late_changes_nothing(returned: dict[str, An
     def interrupt(reader: Any) -> None:
         raise KeyboardInterrupt
 
-    monitor: Any = SimpleNamespace(look=interrupt, started=["main"])
+    gone: list[str] = []
+    monitor: Any = SimpleNamespace(look=interrupt, started=["main"], ended=gone.append)
     reader: Any = SimpleNamespace(put=lambda key, directive: None)
     task = Background(lambda: returned)
     assert _watch(Run("one", Path("/runs/one"), CONFIG), task, monitor, reader).verdict == verdict
+    assert gone == ["main"]
+
+
+@pytest.mark.parametrize(
+    ("returned", "name"),
+    [
+        ({"error": {"type": "NonFiniteError", "message": "x"}}, "non_finite"),
+        ({"error": {"type": "ClusterError", "message": "x"}}, "ClusterError"),
+        ({"fault": {"words": "x", "trace": "y"}}, "program_error"),
+    ],
+)
+def test_whatever_ends_a_run_is_told_to_the_monitor_by_name(
+    returned: dict[str, Any], name: str, tmp_path: Path
+):
+    told: list[tuple[str, ...]] = []
+    monitor: Any = SimpleNamespace(
+        look=lambda reader: None,
+        failed=lambda key, cause: told.append((key, cause)),
+        ended=lambda key: told.append((key,)),
+    )
+    run = Run("one", tmp_path, CONFIG)
+    with contextlib.suppress(CrossReidError):
+        _watch(run, Background(lambda: returned), monitor, SimpleNamespace())  # type: ignore[arg-type]
+    assert told == [("main", name), ("main",)]
 
 
 class OutOfMemoryError(RuntimeError):

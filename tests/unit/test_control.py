@@ -9,12 +9,11 @@ import ray
 from ray.exceptions import ActorDiedError
 
 from service.causes import Cause
-from service.config import PolicyConfig
-from service.decisions import Action, Decision, Directive, Verdict
+from service.decisions import Action, Decision, Directive, PolicyState, Verdict
 from service.orchestration.control import ControlClient, ControlReader, ControlState, News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import PlainProgress, Update
-from tests.reports import HEALTHY
+from tests.reports import CONFIG, HEALTHY, config
 
 
 def directive(number: int, sdm_weight: float | None = None, stop: bool = False) -> dict[str, Any]:
@@ -99,7 +98,7 @@ class FakeControl:
 def test_a_control_plane_that_does_not_answer_is_said_once(monkeypatch: pytest.MonkeyPatch):
     control = FakeControl(monkeypatch)
     reader, said = ControlReader(control), list[Update]()
-    monitor = Monitor(PolicyConfig(), on_progress=said.append)
+    monitor = Monitor(CONFIG, on_progress=said.append)
     for control.state in (None, None, ControlState(), *[None] * 10):
         monitor.look(reader)
     assert [update.messages[0][:39] for update in said] == [
@@ -123,7 +122,7 @@ def test_a_worker_logs_once_that_no_directives_come(
 def test_log_lines_that_nobody_read_in_time_are_counted(monkeypatch: pytest.MonkeyPatch):
     control = FakeControl(monkeypatch)
     reader, said = ControlReader(control), list[Update]()
-    monitor = Monitor(PolicyConfig(), on_progress=said.append)
+    monitor = Monitor(CONFIG, on_progress=said.append)
     assert control.state is not None
     for n in (3, 300, 2):
         for _ in range(n):
@@ -140,6 +139,8 @@ class FakeLease:
     def __init__(self) -> None:
         self.pushed: dict[str, dict[str, Any]] = {}
         self.renewals = 0
+        self.has_forgotten = False
+        self.trouble = ""
 
     def push(self, trial: str, values: dict[str, Any]) -> None:
         self.pushed[trial] = values
@@ -167,7 +168,7 @@ WORKERS = {"event": "workers", "placement_group": None}
 
 def test_health_and_decisions_reach_the_exporter_and_the_screen(lease: Any):
     said: list[Update] = []
-    monitor = Monitor(PolicyConfig(), lease, said.append, now=lambda: 7.0)
+    monitor = Monitor(CONFIG, lease, said.append, now=lambda: 7.0)
     decision = Decision(200, Verdict.GO).to_dict()
     monitor.hear(
         news(
@@ -187,7 +188,7 @@ def test_health_and_decisions_reach_the_exporter_and_the_screen(lease: Any):
 
 
 def test_steps_checkpoints_and_a_stop_reach_the_exporter(lease: Any):
-    monitor = Monitor(PolicyConfig(), lease, now=lambda: 7.0, devices=("gpu", 2.0))
+    monitor = Monitor(config(num_workers=2, gpus_per_worker=1.0), lease, now=lambda: 7.0)
     steps = {"event": "steps", "count": 25, "images": 2000.0, "seconds": 3.6, "data_wait_s": 0.4}
     monitor.hear(news(WORKERS, steps, {"event": "checkpoint", "step": 25}, step=25))
     no_go = Decision(40, Verdict.NO_GO, Cause.NO_GRADIENT).to_dict()
@@ -201,7 +202,7 @@ def test_steps_checkpoints_and_a_stop_reach_the_exporter(lease: Any):
 
 def test_the_heartbeat_stands_while_no_step_is_made(lease: Any):
     clock = [0.0]
-    monitor = Monitor(PolicyConfig(), lease, now=lambda: clock[0])
+    monitor = Monitor(CONFIG, lease, now=lambda: clock[0])
     beats = []
     for clock[0], heard in (
         (1.0, news(WORKERS, step=5)),
@@ -216,12 +217,12 @@ def test_the_heartbeat_stands_while_no_step_is_made(lease: Any):
 
 
 def test_an_ended_trial_is_told_once_and_pushed_no_more(lease: Any):
-    monitor = Monitor(PolicyConfig(), lease)
+    monitor = Monitor(CONFIG, lease)
     monitor.hear(news(step=5))
     for _ in range(2):
         monitor.ended("a")
         monitor.hear(news(step=5))
-        monitor.decided("a", Decision(50, Verdict.GO))
+        monitor.decided("a", Decision(50, Verdict.GO), PolicyState())
         reader: Any = SimpleNamespace(read=list, failures=0)
         monitor.look(reader)
     assert lease.pushed == {}
@@ -229,7 +230,7 @@ def test_an_ended_trial_is_told_once_and_pushed_no_more(lease: Any):
 
 def test_a_decision_is_said_once_until_it_changes(lease: Any):
     said: list[Update] = []
-    monitor = Monitor(PolicyConfig(), lease, said.append)
+    monitor = Monitor(CONFIG, lease, said.append)
     for step in (200, 300):
         monitor.hear(news({"event": "decision", **Decision(step, Verdict.GO).to_dict()}))
     assert [len(update.messages) for update in said] == [1, 0]
@@ -238,7 +239,7 @@ def test_a_decision_is_said_once_until_it_changes(lease: Any):
 
 def test_workers_that_start_again_are_counted_and_said(lease: Any):
     said: list[Update] = []
-    monitor = Monitor(PolicyConfig(), lease, said.append)
+    monitor = Monitor(CONFIG, lease, said.append)
     monitor.hear(news(WORKERS))
     monitor.hear(news(WORKERS))
     assert said[-1].restarts == 1
@@ -248,8 +249,8 @@ def test_workers_that_start_again_are_counted_and_said(lease: Any):
 
 def test_a_schedulers_verdict_replaces_that_of_a_loop_that_does_not_decide(lease: Any):
     said: list[Update] = []
-    monitor = Monitor(PolicyConfig(), lease, said.append)
-    monitor.decided("a", Decision(50, Verdict.GO))
+    monitor = Monitor(CONFIG, lease, said.append)
+    monitor.decided("a", Decision(50, Verdict.GO), PolicyState())
     assert said == []
     reader: Any = SimpleNamespace(read=lambda: [news(step=60)], failures=0)
     monitor.look(reader)
@@ -259,11 +260,77 @@ def test_a_schedulers_verdict_replaces_that_of_a_loop_that_does_not_decide(lease
 
 def test_the_lease_is_renewed_while_the_driver_looks(lease: Any):
     clock = [0.0]
-    monitor = Monitor(PolicyConfig(), lease, now=lambda: clock[0])
+    monitor = Monitor(CONFIG, lease, now=lambda: clock[0])
     reader: Any = SimpleNamespace(read=list, failures=0)
-    for clock[0] in (1.0, 10.0, 20.0, 30.0, 40.0):
+    for clock[0] in (1.0, 2.0, 5.9, 6.0, 10.9, 12.0):
         monitor.look(reader)
-    assert lease.renewals == 2
+    assert lease.renewals == 3
+
+
+def test_an_exporter_that_came_back_empty_gets_everything_it_would_still_hold(lease: Any):
+    clock = [0.0]
+    monitor = Monitor(CONFIG, lease, now=lambda: clock[0])
+    reader: Any = SimpleNamespace(read=list, failures=0)
+    for trial in ("old", "late", "alive"):
+        monitor.hear(News(trial, 0, {"step": 5, "total": 9, "line": {}}, (WORKERS,)))
+    monitor.ended("old")
+    clock[0] = 50.0
+    monitor.ended("late")
+    clock[0] = CONFIG.telemetry.linger_s + 1.0
+    lease.pushed, ended = {}, list[str]()
+    lease.end, lease.has_forgotten = ended.append, True
+    monitor.look(reader)
+    assert set(lease.pushed) == {"late", "alive"}
+    assert ended == ["late"]
+
+
+def test_an_exporter_that_cannot_serve_is_said_once(lease: Any):
+    clock, said = [0.0], list[Update]()
+    monitor = Monitor(CONFIG, lease, said.append, now=lambda: clock[0])
+    reader: Any = SimpleNamespace(read=list, failures=0)
+    lease.trouble = "the exporter cannot serve at 127.0.0.1:9109: in use"
+    for clock[0] in (0.0, 5.0, 10.0):
+        monitor.look(reader)
+    assert [update.messages for update in said] == [
+        (f"{lease.trouble}; metrics wait, training itself goes on",)
+    ]
+
+
+def test_nothing_is_pushed_while_nothing_happens(lease: Any):
+    monitor = Monitor(CONFIG, lease)
+    monitor.hear(news(WORKERS, step=5))
+    lease.pushed = {}
+    monitor.hear(news(step=5))
+    assert lease.pushed == {}
+
+
+def test_workers_that_come_again_after_an_end_are_shown_again(lease: Any):
+    monitor = Monitor(CONFIG, lease)
+    monitor.hear(news(WORKERS, step=5))
+    monitor.failed("a", "lost")
+    assert set(lease.pushed["a"]["error_timestamp_seconds"]) == {("lost",)}
+    monitor.ended("a")
+    monitor.hear(news(WORKERS, step=6))
+    assert lease.pushed["a"]["running"] == {(): 1.0}
+    assert "error_timestamp_seconds" not in lease.pushed["a"]
+
+
+def test_a_trials_limits_are_those_of_its_own_sample(lease: Any):
+    monitor = Monitor(CONFIG, lease)
+    monitor.sampled("a", {"policy.go": 0.92})
+    monitor.hear(news(WORKERS, step=5))
+    assert lease.pushed["a"]["gate_threshold"]["go",] == 0.92
+
+
+def test_every_event_is_passed_on_with_its_trial(lease: Any):
+    heard: list[tuple[str, str]] = []
+    monitor = Monitor(CONFIG, lease, on_event=lambda k, event: heard.append((k, event["event"])))
+    monitor.hear(news(WORKERS, {"event": "checkpoint", "step": 5}, step=5))
+    monitor.decided("b", Decision(50, Verdict.GO), PolicyState(best=0.9, head_limit=20.0))
+    monitor.look(SimpleNamespace(read=list, failures=0))  # type: ignore[arg-type]
+    assert heard == [("a", "workers"), ("a", "checkpoint"), ("b", "decision")]
+    assert lease.pushed["b"]["cross_entropy_best_ratio"] == {(): 0.9}
+    assert lease.pushed["b"]["classifier_weight_norm_limit"] == {(): 20.0}
 
 
 LINE = {

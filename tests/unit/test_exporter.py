@@ -2,6 +2,7 @@
 
 import math
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,12 +12,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from service.config import PolicyConfig
 from service.decisions import Verdict
 from service.telemetry import exporter
-from service.telemetry.exporter import Exporter, Series, Server
-from service.telemetry.lines import LINES, PREFIX, TrialSeries
-from tests.reports import HEALTHY, LN_C, healthy
+from service.telemetry.exporter import Exporter
+from service.telemetry.lines import LINES, PREFIX
+from service.telemetry.series import Series, Server
+from service.telemetry.trial import TrialSeries
+from tests.reports import CONFIG, HEALTHY, LN_C, START, decision, healthy
 
 
 class Scraped:
@@ -48,15 +50,16 @@ def scraped() -> Iterator[Scraped]:
 
 
 def trial() -> TrialSeries:
-    series = TrialSeries(PolicyConfig())
+    series = TrialSeries(CONFIG)
     series.step(200, 1000, now=1e9)
     series.health(HEALTHY)
-    series.decision(Verdict.GO, now=1e9)
-    series.start(2, "fp32")
+    series.decision(decision(Verdict.GO, best=0.9, head_limit=21.0), now=1e9)
+    series.start(START)
     series.steps({"count": 10, "images": 800.0, "seconds": 0.1, "data_wait_s": 0.0})
     series.checkpoint(200, now=1e9)
     series.error("non_finite", now=1e9)
     series.stopped(200)
+    series.sink_failures({"mlflow": 2})
     return series
 
 
@@ -82,7 +85,7 @@ def test_the_values_are_those_of_the_report(scraped: Scraped):
     assert scraped.value("global_step") == 200
     assert scraped.value("memory_hash_equal") == 1
     thresholds = {s.labels["gate"]: s.value for s in scraped.samples("gate_threshold")}
-    assert thresholds["go"] == PolicyConfig().go
+    assert thresholds["go"] == CONFIG.policy.go
     assert thresholds["coverage"] == 0.85
     kinds = {s.labels["kind"]: s.value for s in scraped.samples("cross_entropy_by_kind_nats")}
     assert kinds == {"vis": 5.4, "text": 5.6}
@@ -162,6 +165,94 @@ def test_a_taken_port_is_an_os_error():
         Server(Series(), "127.0.0.1", taken.getsockname()[1])
 
 
+@pytest.mark.parametrize(
+    ("scrapes", "released", "seconds"),
+    [
+        ((), 100.0, 0.0),
+        ((90.0,), 100.0, 0.0),
+        ((80.0, 95.0), 100.0, 31.0),
+        ((10.0, 95.0), 100.0, 60.0),
+        ((50.0, 60.0), 100.0, 0.0),
+    ],
+)
+def test_only_who_scrapes_regularly_is_waited_for_and_for_two_intervals(
+    scraped: Scraped, scrapes: tuple[float, ...], released: float, seconds: float
+):
+    scraped.series.push("r", "t", trial().values, 60)
+    for scraped.time in scrapes:
+        scraped.text()
+    scraped.time = released
+    assert scraped.series.release("r") == seconds
+    assert not scraped.series.is_seen("r")
+    scraped.time = released + 1.0
+    scraped.text()
+    assert scraped.series.is_seen("r")
+
+
+def test_a_run_that_has_nothing_to_show_is_not_waited_for(scraped: Scraped):
+    scraped.text(), scraped.text()
+    assert scraped.series.release("r") == 0.0
+
+
+def test_a_lease_is_known_until_it_expires(scraped: Scraped):
+    assert not scraped.series.lease("r", 60)
+    assert scraped.series.lease("r", 60)
+    scraped.time = 61.0
+    scraped.series.sweep()
+    assert not scraped.series.lease("r", 60)
+
+
+def test_a_scrape_during_shutdown_gets_a_whole_answer_or_a_refusal():
+    """Never half a page: every answer that comes ends with the last line of the table."""
+    series = Series()
+    for number in range(8):
+        series.push("r", f"t{number}", trial().values, 60)
+    server = Server(series, "127.0.0.1", 0)
+    whole, answers, refused = server_text(server.address), list[str](), threading.Event()
+
+    def scrape() -> None:
+        while not refused.is_set():
+            try:
+                answers.append(server_text(server.address))
+            except OSError:
+                refused.set()
+
+    threads = [threading.Thread(target=scrape) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while len(answers) < 5:
+        time.sleep(0.01)
+    server.close()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert set(answers) == {whole}
+
+
+def server_text(address: str) -> str:
+    with urlopen(address, timeout=5) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("host", "reach"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "10.1.2.3"), ("::1", "[::1]")]
+)
+def test_others_reach_it_at_an_address_of_the_machine(
+    actor: Exporter, monkeypatch: pytest.MonkeyPatch, host: str, reach: str
+):
+    monkeypatch.setattr(exporter.ray.util, "get_node_ip_address", lambda: "10.1.2.3")
+    place = actor.acquire("r", host, 0, False)
+    assert place.reach == f"{reach}:{place.port}"
+    with pytest.raises(Gone):
+        actor.release("r"), actor.sweep()
+
+
+def test_an_address_that_is_not_the_machines_is_refused_also_with_any_port(actor: Exporter):
+    with pytest.raises(OSError, match="assign"):
+        actor.acquire("r", "192.0.2.1", 0, True)
+    with pytest.raises(Gone):
+        actor.sweep()
+
+
 class Gone(Exception):
     """The actor has ended itself."""
 
@@ -200,9 +291,10 @@ def test_an_exporter_whose_port_is_refused_ends_at_once(actor: Exporter):
 def test_a_restarted_exporter_tries_its_port_until_it_is_free(actor: Exporter):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        actor.renew("r", "127.0.0.1", port)
+        with pytest.raises(OSError, match="in use"):
+            actor.renew("r", "127.0.0.1", port)
         actor.push("r", "t", trial().values, 0.0)
-    actor.renew("r", "127.0.0.1", port)
+    assert actor.renew("r", "127.0.0.1", port)
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         assert "reid_train_global_step" in answer.read().decode()
     actor.release("r")

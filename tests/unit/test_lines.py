@@ -12,12 +12,12 @@ from service.telemetry.lines import (
     BY_NAME,
     GATES,
     LINES,
-    TrialSeries,
     checked,
     health_values,
     threshold_values,
 )
-from tests.reports import HEALTHY
+from service.telemetry.trial import TrialSeries
+from tests.reports import CONFIG, HEALTHY, START, config, decision
 
 
 def test_names_are_unique_and_legal_and_counters_end_with_total():
@@ -43,28 +43,28 @@ def test_every_limit_of_the_policy_is_exported_by_its_own_name():
     known = PolicyConfig.model_fields
     limits = {name for name in known if known[name].annotation is float}
     assert set(GATES) == limits
-    assert threshold_values(PolicyConfig(go=0.92))["gate_threshold"]["go",] == 0.92
+    assert threshold_values(config(PolicyConfig(go=0.92)))["gate_threshold"]["go",] == 0.92
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_every_verdict_has_a_gate_state(verdict: Verdict):
-    series = TrialSeries(PolicyConfig())
-    series.decision(verdict, now=5.0)
+    series = TrialSeries(CONFIG)
+    series.decision(decision(verdict), now=5.0)
     state = series.values["gate_state"]["verdict",]
     assert state == {"WAIT": 0, "NO_GO": 2, "PAUSE": 3}.get(verdict.value, 1)
 
 
 def test_decisions_are_counted_and_keep_the_time_of_the_last():
-    series = TrialSeries(PolicyConfig())
+    series = TrialSeries(CONFIG)
     for now in (1.0, 2.0):
-        series.decision(Verdict.GO, now)
+        series.decision(decision(Verdict.GO), now)
     key = ("verdict", "GO")
     assert series.values["gate_decisions_total"][key] == 2
     assert series.values["gate_decision_timestamp_seconds"][key] == 2.0
 
 
 def test_a_snapshot_is_complete_and_shares_nothing_with_later_ones():
-    series = TrialSeries(PolicyConfig())
+    series = TrialSeries(CONFIG)
     series.health(HEALTHY)
     before = series.values
     series.restart()
@@ -75,7 +75,7 @@ def test_a_snapshot_is_complete_and_shares_nothing_with_later_ones():
 
 
 def test_steps_images_and_phases_add_up():
-    series = TrialSeries(PolicyConfig())
+    series = TrialSeries(CONFIG)
     for _ in range(2):
         event = {"count": 25, "images": 2000.0, "seconds": 0.4, "data_wait_s": 0.1}
         series.steps(event)
@@ -87,7 +87,7 @@ def test_steps_images_and_phases_add_up():
 
 
 def test_device_hours_are_used_by_the_clock_and_saved_by_the_steps_left_out():
-    series = TrialSeries(PolicyConfig(), "gpu", 8)
+    series = TrialSeries(config(num_workers=4, gpus_per_worker=2.0))
     series.step(1, 1000, 100.0)
     series.steps({"count": 100, "images": 1.0, "seconds": 36.0, "data_wait_s": 0.0})
     series.step(100, 1000, 3700.0)
@@ -97,18 +97,18 @@ def test_device_hours_are_used_by_the_clock_and_saved_by_the_steps_left_out():
 
 
 def test_only_the_verdict_in_force_is_shown_with_its_cause():
-    series = TrialSeries(PolicyConfig())
+    series = TrialSeries(CONFIG)
     assert series.values["verdict_info"] == {("WAIT", "none"): 1.0}
-    series.decision(Verdict.HOLD, 1.0, "ce_rebound")
-    series.decision(Verdict.GO, 2.0)
+    series.decision(decision(Verdict.HOLD, "ce_rebound"), 1.0)
+    series.decision(decision(Verdict.GO), 2.0)
     assert series.values["verdict_info"] == {("GO", "none"): 1.0}
 
 
 def test_checkpoints_and_errors_keep_their_time():
-    series = TrialSeries(PolicyConfig())
+    series = TrialSeries(CONFIG)
     series.checkpoint(500, 10.0)
     series.error("non_finite", 11.0)
-    series.start(2, "bf16")
+    series.start({**START, "precision": "bf16"})
     values = series.values
     assert (values["checkpoint_step"][()], values["checkpoint_timestamp_seconds"][()]) == (500, 10)
     assert values["error_timestamp_seconds"] == {("non_finite",): 11.0}

@@ -114,7 +114,7 @@ def test_the_last_report_of_a_trial_needs_no_health(sweep: Sweep):
 def test_the_scheduler_pickles_without_its_way_to_the_trials(sweep: Sweep, tmp_path: Path):
     config = override(sweep.config, ["tune.grace_s=5"])
     scheduler = GoNoGoScheduler(config, tmp_path / "decisions.jsonl")
-    scheduler.attach(lambda key, directive: None, lambda key, report, decision: None)
+    scheduler.attach(lambda key, directive: None, lambda key, decision, state: None)
     again = pickle.loads(pickle.dumps(scheduler))
     trial = SimpleNamespace(trial_id="a", config={})
     with pytest.raises(RunError, match=r"attach"):

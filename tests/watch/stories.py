@@ -6,8 +6,8 @@ from typing import Any
 
 from service.config import PolicyConfig
 from service.decisions import Verdict
-from service.telemetry.lines import TrialSeries
-from tests.reports import LN_C, healthy
+from service.telemetry.trial import TrialSeries
+from tests.reports import LN_C, START, config, decision, healthy
 from tests.watch.prometheus import Snapshot, selector
 
 SCRAPE_S = 30.0
@@ -53,8 +53,8 @@ def firing(start: float) -> Iterator[str]:
 
 
 def _told(run: str, trial: str, start: float, story: Any) -> Story:
-    series = TrialSeries(POLICY, "gpu", 4)
-    series.start(4, "bf16")
+    series = TrialSeries(config(POLICY, num_workers=4, gpus_per_worker=1.0))
+    series.start({**START, "world_size": 4, "precision": "bf16"})
     decisions: list[tuple[float, str]] = []
     snapshots = []
     for scrape in range(SCRAPES):
@@ -71,9 +71,9 @@ def _decide(
     decisions: list[tuple[float, str]],
     verdict: Verdict,
     now: float,
-    **more: str,
+    **more: Any,
 ) -> None:
-    series.decision(verdict, now, **more)
+    series.decision(decision(verdict, **more), now)
     decisions.append((now, verdict.value))
 
 
@@ -113,10 +113,11 @@ def _good(series: TrialSeries, scrape: int, now: float, decisions: list[Any]) ->
     )
     series.health(report)
     if scrape == 8:
-        _decide(series, decisions, Verdict.GO, now)
+        _decide(series, decisions, Verdict.GO, now, best=fraction, head_limit=21.0)
     if scrape == SCRAPES // 2:
-        _decide(series, decisions, Verdict.RAISE, now)
+        _decide(series, decisions, Verdict.RAISE, now, best=fraction)
         series.restart()
+        series.sink_failures({"mlflow": 3})
     return True
 
 

@@ -104,12 +104,11 @@ LEARNING = Row(
             title="Rise above the best",
             kind="lines",
             unit="none",
-            text="Cross-entropy over ln C, less its lowest value in as long a time as is shown. A "
-            "rise by more than `rise` is more than SDM's switching on explains; after its "
-            "patience the weight falls a notch. The policy itself compares with the best since "
-            "GO, so show enough time.",
+            text="Cross-entropy over ln C, less the best since GO that the policy remembers; no "
+            "curve before GO. A rise by more than `rise` is more than SDM's switching on explains; "
+            "after `rise_patience` steps the weight falls a notch.",
             targets=(
-                Target(f"{_CE_RATIO} - min_over_time({_CE_RATIO}[$__range])", "{{trial}}"),
+                Target(f"{_CE_RATIO} - {series('cross_entropy_best_ratio', RUN)}", "{{trial}}"),
                 bound("rise", RUN, "red"),
             ),
             causes=(Cause.SDM_TOO_LARGE,),

@@ -16,7 +16,10 @@ PARTS = Row(
             text="Length of the classifier's weights. A healthy head grows a lot from its start, "
             "then slows down. At the end of the epoch of GO the policy sets a limit at "
             "`max_head_growth` times the length of then; beyond it, it cuts the head's rate.",
-            targets=(curve("classifier_weight_norm", RUN),),
+            targets=(
+                curve("classifier_weight_norm", RUN),
+                Target(series("classifier_weight_norm_limit", RUN), "limit {{trial}}", True, "red"),
+            ),
             causes=(Cause.HEAD_GROWTH,),
             decimals=2,
             lowest=0.0,

@@ -73,6 +73,25 @@ _SETTINGS = Row(
             targets=(Target(latest("gate_threshold", RUN, over="gate"), "limit"),),
         ),
         Panel(
+            title="When things are due",
+            kind="table",
+            unit="none",
+            text="Steps, or numbers of steps, that the run's config sets: the looks of the verdict, "
+            "the window of every moving average, patience after GO, and how often health lines and "
+            "checkpoints are due.",
+            targets=(Target(latest("configured_steps", RUN, over="setting"), "steps", decimals=0),),
+        ),
+        Panel(
+            title="Values that sinks refused",
+            kind="table",
+            unit="none",
+            text="What TensorBoard, MLflow or Weights & Biases could not take; the journal has all "
+            "of it. `crossreid export RUN` writes it again.",
+            targets=(
+                Target(latest("sink_failures_total", RUN, over="trial, sink"), "lost", decimals=0),
+            ),
+        ),
+        Panel(
             title="Last decisions",
             kind="table",
             unit="none",
