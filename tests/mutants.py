@@ -87,7 +87,7 @@ def _expressions(expr: str) -> Iterator[tuple[str, str, str]]:
                 named, others = "comparison", _COMPARISONS[text]
             case "word" if text in _WORDS:
                 named, others = "conjunction", (_WORDS[text],)
-            case "text" if expr[:begin].endswith("gate_threshold{gate="):
+            case "text" if expr[:begin].endswith(("gate_threshold{gate=", "steps{setting=")):
                 named, others = "threshold", ('"another"',)
         for other in others:
             place = expr[max(begin - 30, 0) : begin].replace("\n", " ")

@@ -11,7 +11,10 @@ from service.telemetry.panels.panel import metrics_in
 Alerts = Mapping[str, tuple[str, ...]]
 """Metric, without its prefix, to the alerts that read it."""
 
-_PERVASIVE = {"running", "gate_threshold", "global_step"}
+_PERVASIVE = {
+    *("running", "gate_threshold", "configured_steps"),
+    *("global_step", "total_steps", "steps_total"),
+}
 """Metrics that rules use to say when and against what; they do not tell what an alert watches."""
 
 

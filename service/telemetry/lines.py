@@ -223,7 +223,12 @@ LINES: tuple[Line, ...] = (
         "Hours that the steps left out by a stop would have held devices",
         ("device",),
     ),
-    Line("sink_failures_total", "counter", "Values that a sink could not take", ("sink",)),
+    Line(
+        "sink_failures_total",
+        "counter",
+        "Calls of the run's sink that failed; they are made again",
+        ("sink",),
+    ),
     Line("run_info", "gauge", "1, with what the run is made of", ("world_size", "precision")),
 )
 BY_NAME: Mapping[str, Line] = {line.name: line for line in LINES}

@@ -101,7 +101,7 @@ class TrialSeries:
         self._values.pop("error_timestamp_seconds", None)
 
     def sink_failures(self, failures: Mapping[str, int]) -> None:
-        """What each sink could not take so far."""
+        """How many calls of each of the run's sinks failed so far."""
         self._values["sink_failures_total"] = {(sink,): float(n) for sink, n in failures.items()}
 
     def _judged(self, verdict: str, cause: str) -> None:

@@ -20,12 +20,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -33,20 +31,17 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from service.bounds import Rules, crossed
-from service.config import Config
-from service.data.ingest import ingest
-from service.data.synthetic import SynthSettings, synthesize
 from service.decisions import Decision, PolicyState, Verdict
 from service.distributed import Distributed
 from service.gonogo import decide
 from service.health import Health, HealthReport
 from service.losses.memory import CrossBatchMemory
-from service.settings import load_config
 from service.training import gauges, loop
 from service.training.journal import Journal
 from service.training.loop import Trainer
 from service.training.meters import StepMeter
 from service.training.ports import Ports
+from tests.bench.timing import Clock, call_name, demo_config, run_folder, run_timed, timed
 from tests.small import make_records, small_config
 
 STEPS = 200
@@ -165,75 +160,12 @@ def bench_decide(folder: Path) -> list[bool]:
 # -- health in a run ---------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Clock:
-    """Seconds and number of calls of one wrapped call; cpu_s: of the thread that calls."""
-
-    cpu_s: float = 0.0
-    wall_s: float = 0.0
-    calls: int = 0
-
-    def add(self, since: tuple[float, float]) -> None:
-        cpu, wall = now()
-        self.cpu_s, self.wall_s = self.cpu_s + cpu - since[0], self.wall_s + wall - since[1]
-        self.calls += 1
-
-
-def now() -> tuple[float, float]:
-    return time.thread_time(), time.perf_counter()
-
-
-@contextmanager
-def timed(calls: Sequence[tuple[Any, str]], clocks: dict[str, Clock]) -> Iterator[None]:
-    """While it is open, every call's time goes to its clock."""
-    with ExitStack() as open_patches:
-        for owner, name in calls:
-            clock = clocks[call_name(owner, name)] = Clock()
-            changed = measured(getattr(owner, name), clock)
-            open_patches.enter_context(patch.object(owner, name, changed))
-        yield
-
-
-def call_name(owner: Any, name: str) -> str:
-    return f"{owner.__name__.rsplit('.', 1)[-1]}.{name}"
-
-
-def measured(real: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
-    def call(*args: Any, **named: Any) -> Any:
-        begin = now()
-        try:
-            return real(*args, **named)
-        finally:
-            clock.add(begin)
-
-    return call
-
-
-def demo_config(folder: Path) -> Config:
-    """configs/demo.yaml on the data of `make demo`; it trains no longer than needed."""
-    synthesize(folder / "orbench", SynthSettings())
-    ingest(folder / "orbench", str(folder / "records"), image_size=(96, 48))
-    steps = STEPS + WARM_UP
-    overrides = [
-        f"data.records={folder / 'records'}",
-        f"train.max_steps={steps}",
-        "eval.after_training=false",
-    ]
-    return load_config(str(Path(__file__).parents[2] / "configs" / "demo.yaml"), overrides)
-
-
-def run_folder(folder: Path, name: str) -> Path:
-    path = folder / f"run-{name}"
-    path.mkdir()
-    return path
-
-
 def bench_health(folder: Path) -> list[bool]:
-    config = demo_config(folder)
+    config = demo_config(folder, STEPS + WARM_UP)
     clocks: dict[str, Clock] = {}
     with timed((*HEALTH_CALLS, *INSIDE), clocks):
         trainer = Trainer(config, run_folder(folder, "demo"), Distributed.single(), Ports())
-        whole = run_timed(trainer, clocks)
+        whole = run_timed(trainer, clocks, warm_up=WARM_UP, steps=STEPS)
     counted = [clocks[call_name(*call)] for call in HEALTH_CALLS]
     cpu_s, wall_s = sum(c.cpu_s for c in counted), sum(c.wall_s for c in counted)
     for name, clock in sorted(clocks.items(), key=lambda item: -item[1].cpu_s):
@@ -257,28 +189,6 @@ def bench_health(folder: Path) -> list[bool]:
     )
     emit(part="in_loss", share=round(sums_seconds(trainer) * STEPS / whole.cpu_s, 6))
     return [bar("health calls / step time", cpu_s / whole.cpu_s, 0.01, "share")]
-
-
-def run_timed(trainer: Trainer, clocks: dict[str, Clock]) -> Clock:
-    """The time of the steps after the warm-up, whose calls are forgotten."""
-    real, began, whole = trainer._step, now(), Clock()
-
-    def step(*given: Any) -> None:
-        nonlocal began
-        if trainer.progress.step == WARM_UP:
-            for clock in clocks.values():
-                clock.cpu_s, clock.wall_s, clock.calls = 0.0, 0.0, 0
-            began = now()
-        real(*given)
-        if trainer.progress.step == WARM_UP + STEPS:
-            whole.add(began)
-
-    trainer._step = step
-    try:
-        trainer.run()
-        return whole
-    finally:
-        trainer.close()
 
 
 def sums_seconds(trainer: Trainer) -> float:

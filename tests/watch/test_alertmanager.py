@@ -47,6 +47,21 @@ def test_every_alert_reaches_whom_it_should():
     assert found == {rule.name: expected(rule) for rule in kinds.values()}
 
 
+@pytest.mark.parametrize(
+    ("name", "of_a_training", "of_a_sweep"),
+    [
+        ("NoGo", "team", "log"),
+        ("TrainingError", "oncall", "team"),
+        ("TrainingStalled", "controller,oncall", "controller,oncall"),
+        ("Paused", "team", "team"),
+    ],
+)
+def test_a_trial_of_a_sweep_that_ends_wakes_nobody(name: str, of_a_training: str, of_a_sweep: str):
+    labels = ALERTS[name].values["labels"]
+    assert receivers(alertname=name, run="r", trial="main", **labels) == of_a_training
+    assert receivers(alertname=name, run="r", trial="trial_00001", **labels) == of_a_sweep
+
+
 def test_an_alert_that_is_not_ours_reaches_the_team():
     assert receivers(alertname="Other") == "team"
 

@@ -76,19 +76,19 @@ _SETTINGS = Row(
             title="When things are due",
             kind="table",
             unit="none",
-            text="Steps, or numbers of steps, that the run's config sets: the looks of the verdict, "
-            "the window of every moving average, patience after GO, and how often health lines and "
-            "checkpoints are due.",
+            text="Steps, or numbers of steps, that the run's config sets: the looks of the "
+            "verdict, the window of every moving average, patience after GO, and how often health "
+            "lines and checkpoints are due.",
             targets=(Target(latest("configured_steps", RUN, over="setting"), "steps", decimals=0),),
         ),
         Panel(
-            title="Values that sinks refused",
+            title="Failed calls of sinks",
             kind="table",
             unit="none",
-            text="What TensorBoard, MLflow or Weights & Biases could not take; the journal has all "
-            "of it. `crossreid export RUN` writes it again.",
+            text="Calls of TensorBoard, MLflow or Weights & Biases that failed. They are made "
+            "again from the journal, which has everything; so does `crossreid export RUN`.",
             targets=(
-                Target(latest("sink_failures_total", RUN, over="trial, sink"), "lost", decimals=0),
+                Target(latest("sink_failures_total", RUN, over="sink"), "failed", decimals=0),
             ),
         ),
         Panel(
