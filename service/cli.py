@@ -15,6 +15,8 @@ from typing import Any
 
 from service import __version__
 from service.cli_doctor import Answer, add_doctor, add_explain, answer, explanation
+from service.cli_export import add_export, exported
+from service.cli_watch import add_watch
 from service.errors import ConfigError, CrossReidError, ExitCode
 
 _EPILOG = """\
@@ -72,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     add_doctor(commands, _command, _doctor)
     add_explain(commands, _command, _explain)
+    add_watch(commands, _command)
+    add_export(commands, _command, _export)
     return parser
 
 
@@ -390,6 +394,12 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     return _answered(args, explanation(args))
+
+
+def _export(args: argparse.Namespace) -> int:
+    values, text = exported(args)
+    _result(args, values, text)
+    return ExitCode.OK
 
 
 def _answered(args: argparse.Namespace, found: Answer) -> int:

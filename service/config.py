@@ -373,6 +373,9 @@ class TelemetryConfig(Section):
     Prometheus was told this one."""
     linger_s: Annotated[float, Field(ge=0)] = 60.0
     """Seconds that an ended run's series stay."""
+    sinks: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Where the journal's numbers and decisions also go, of every trial in a sweep: TensorBoard's
+    files into its run folder; MLflow and Weights & Biases as MLFLOW_ and WANDB_ variables say."""
 
 
 class EvalConfig(Section):

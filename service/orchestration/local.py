@@ -14,6 +14,8 @@ from service.orchestration.control import News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
 from service.orchestration.runs import Run, interrupted, resume_or_plan, taken
+from service.orchestration.sinks import followed
+from service.telemetry.sinks.feed import Sinks
 from service.training.ending import STOPPED
 from service.training.ports import Outcome, Ports
 
@@ -56,14 +58,15 @@ def train_here(
             torch.set_num_threads(run.config.train.threads)
         if first:
             on_progress(Update(trial=MAIN_TRIAL, messages=(f"run {run.run_id} in {run.path}",)))
+        sinks = stack.enter_context(followed(run, on_progress, MAIN_TRIAL)) if first else None
         stop = stack.enter_context(_asked_to_stop())
-        outcome = train(run.config, run.path, world, _ports(run, on_progress, stop))
+        outcome = train(run.config, run.path, world, _ports(run, on_progress, sinks, stop))
     world.close()
     return run, interrupted(run) if stop.is_set() and outcome.verdict == STOPPED else outcome
 
 
-def _ports(run: Run, on_progress: OnProgress, stop: threading.Event) -> Ports:
-    monitor = Monitor(run.config, on_progress=on_progress)
+def _ports(run: Run, on_progress: OnProgress, sinks: Sinks | None, stop: threading.Event) -> Ports:
+    monitor = Monitor(run.config, None, on_progress, sinks)
     events: list[dict[str, Any]] = []
     shown_at = float("-inf")
 

@@ -1,42 +1,20 @@
 """Ray Tune's own loggers, which write every report of a sweep down elsewhere too."""
 
-import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from service.errors import ConfigError
-
-_PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
-_INSTALLED_BY = {
-    "tensorboard": "tensorboardX",
-    "mlflow": "'crossreid[mlflow]'",
-    "wandb": "'crossreid[wandb]'",
-}
+from service.telemetry.sinks.needs import check_needs
 
 
 def check_loggers(names: Iterable[str]) -> None:
-    """Refuses a logger whose package is missing, before anything is started.
+    """Refuses a logger whose package or login is missing, before anything is started.
 
     Raises:
         ConfigError: naming the package; or Weights & Biases has nobody to log in as.
     """
-    names = tuple(names)
-    for name in names:
-        package = _PACKAGES.get(name)
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"tune.loggers: {name} needs the package {package}; run pip install "
-                f"{_INSTALLED_BY[name]}, or take it out of the list"
-            )
-    is_offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
-    has_login = "WANDB_API_KEY" in os.environ or Path("~/.netrc").expanduser().exists()
-    if "wandb" in names and not is_offline and not has_login:
-        raise ConfigError(
-            "tune.loggers: wandb has no login; set WANDB_API_KEY, or WANDB_MODE=offline to keep "
-            "its files here"
-        )
+    check_needs(names, "tune.loggers")
 
 
 def make_loggers(names: Iterable[str], sweep: str, path: Path) -> list[Any]:

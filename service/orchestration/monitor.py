@@ -18,11 +18,9 @@ from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignor
 from service.orchestration.space import with_sample
 from service.telemetry import logs
 from service.telemetry.exporter import ExporterLease
+from service.telemetry.sinks.feed import Sinks
 from service.telemetry.trial import TrialSeries
 from service.training.journal import Event
-
-OnEvent = Callable[[str, Event], None]
-"""Hears every journal event that a driver hears, with its trial's key."""
 
 _MANY_FAILURES = 5
 _RENEW_S = 5.0
@@ -51,8 +49,8 @@ class _Trial:
 class Monitor:
     """Takes in what trials tell, says it to `on_progress`, and keeps the exporter up to date.
 
-    config: the run's, or the sweep's, whose samples make the trials' own. on_event: hears what the
-    trials tell too. now: Unix seconds.
+    config: the run's, or the sweep's, whose samples make the trials' own. sinks: hear what the
+    trials tell too. speaker: who says what concerns all trials. now: Unix seconds.
     """
 
     def __init__(
@@ -60,13 +58,16 @@ class Monitor:
         config: Config,
         exporter: ExporterLease | None = None,
         on_progress: OnProgress = ignore,
-        on_event: OnEvent | None = None,
+        sinks: Sinks | None = None,
+        *,
+        speaker: str = MAIN_TRIAL,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._exporter = exporter
         self._on_progress = on_progress
-        self._on_event = on_event
+        self._sinks = sinks
+        self._speaker = speaker
         self._now = now
         self._trials: dict[str, _Trial] = {}
         self._decisions: SimpleQueue[tuple[str, Event]] = SimpleQueue()
@@ -77,7 +78,7 @@ class Monitor:
         """One look at the control plane; to be called about twice a second from one thread."""
         found = reader.read()
         if reader.failures == _MANY_FAILURES:
-            self._on_progress(Update(trial=MAIN_TRIAL, messages=(_NO_ANSWER,)))
+            self._say(_NO_ANSWER)
         self._hear_decisions()
         for news in found:
             self.hear(news)
@@ -88,6 +89,7 @@ class Monitor:
     def hear(self, news: News) -> None:
         """Takes one trial's news in and passes them on."""
         trial = self._trial(news.key)
+        self._look_at_sinks(trial)
         messages = [line for event in news.events for line in self._heard(news.key, event)]
         if news.missed:
             messages.insert(0, f"{news.missed} log lines were lost: they were not read in time")
@@ -176,8 +178,8 @@ class Monitor:
 
     def _heard(self, key: str, event: Event) -> list[str]:
         """Takes an event in and passes it on; gives what to say about it."""
-        if self._on_event is not None:
-            self._on_event(key, event)
+        if self._sinks is not None:
+            self._sinks.hear(key, event)
         return self._event(self._trial(key), event)
 
     def _event(self, trial: _Trial, event: Event) -> list[str]:
@@ -238,30 +240,27 @@ class Monitor:
         trial.said = saying
         return [logs.decision_line(decision)]
 
+    def _say(self, *lines: str) -> None:
+        if lines:
+            self._on_progress(Update(trial=self._speaker, messages=lines))
+
+    def _look_at_sinks(self, trial: _Trial) -> None:
+        if self._sinks is not None:
+            trial.series.sink_failures(self._sinks.failures)
+            self._say(*self._sinks.messages())
+
     def _push(self, key: str) -> None:
         trial = self._trial(key)
         if self._exporter is not None and trial.ended_at is None:
             self._exporter.push(key, trial.series.values)
 
     def _renew(self, exporter: ExporterLease) -> None:
-        """Keeps the lease; one that came back empty gets everything that it would still hold."""
+        """Keeps the lease; says once when the exporter does not serve."""
         exporter.renew()
         if exporter.trouble not in ("", self._trouble):
             told = f"{exporter.trouble}; metrics wait, training itself goes on"
-            self._on_progress(Update(trial=MAIN_TRIAL, messages=(told,)))
+            self._say(told)
         self._trouble = exporter.trouble
-        if not exporter.has_forgotten:
-            return
-        for key, trial in self._trials.items():
-            is_shown = trial.ended_at is None or self._now() - trial.ended_at < self._linger_s
-            if is_shown:
-                exporter.push(key, trial.series.values)
-            if is_shown and trial.ended_at is not None:
-                exporter.end(key)
-
-    @property
-    def _linger_s(self) -> float:
-        return self._config.telemetry.linger_s
 
     def _trial(self, key: str, sample: dict[str, Any] | None = None) -> _Trial:
         if key not in self._trials:

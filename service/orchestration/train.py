@@ -38,6 +38,7 @@ from service.orchestration.runs import (
     taken,
 )
 from service.orchestration.serving import served
+from service.orchestration.sinks import check_sinks, followed
 from service.orchestration.trials import INTERRUPTED
 from service.orchestration.worker import EndOnFault, Job, WorkerFault, rebuilt, run_worker
 from service.telemetry.exporter import ExporterLease
@@ -76,13 +77,15 @@ def launch_training(
     """
     run = resume_or_plan(config, run_id, resume)
     open_plan(run.config, run.config.cluster.num_workers)
+    check_sinks(run.config)
     with connected(run.config.cluster) as cluster, ExitStack() as stack:
         require(run.config.cluster)
         stack.enter_context(taken(run, new=resume is None))
         control = start_control(run.run_id)
         reader = ControlReader(control)
         exporter = stack.enter_context(served(run, cluster, on_progress, MAIN_TRIAL))
-        monitor = Monitor(run.config, exporter, on_progress)
+        sinks = stack.enter_context(followed(run, on_progress, MAIN_TRIAL))
+        monitor = Monitor(run.config, exporter, on_progress, sinks)
         _announce(on_progress, run, exporter)
         job = Job(
             config=run.config.to_yaml(),

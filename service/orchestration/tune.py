@@ -17,6 +17,7 @@ from service.orchestration.bases import make_base
 from service.orchestration.budget import Budget, budget
 from service.orchestration.cluster import connected, require
 from service.orchestration.control import ControlReader, start_control
+from service.orchestration.loggers import check_loggers, make_loggers
 from service.orchestration.monitor import Monitor
 from service.orchestration.nested import run_trial
 from service.orchestration.progress import SWEEP, OnProgress, Update, ignore
@@ -41,7 +42,7 @@ from service.orchestration.runs import (
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.orchestration.search import check_search, make_search
 from service.orchestration.serving import served
-from service.orchestration.sinks import check_loggers, make_loggers
+from service.orchestration.sinks import check_sinks, followed
 from service.orchestration.space import check_space, param_space
 from service.orchestration.sweep_journal import FILE_NAME as JOURNAL
 from service.orchestration.sweep_journal import SweepJournal
@@ -98,7 +99,8 @@ def launch_tuning(
         # What an earlier driver summed up no longer holds.
         (sweep.path / SUMMARY_FILE).unlink(missing_ok=True)
         scheduler = _scheduler(sweep, plan, on_progress)
-        monitor = Monitor(config, exporter, on_progress)
+        sinks = stack.enter_context(followed(sweep, on_progress, SWEEP))
+        monitor = Monitor(config, exporter, on_progress, sinks, speaker=SWEEP)
         scheduler.attach(reader.put, monitor.decided)
         place = f"; metrics at {exporter.address}" if exporter else ""
         head = f"{sweep.run_id} with {plan.trials} trials in {sweep.path}{place}"
@@ -122,6 +124,7 @@ def check_sweep(config: Config) -> Budget:
     check_space(config)
     check_search(config)
     check_loggers(config.tune.loggers)
+    check_sinks(config)
     plan = budget(config)
     make_base(config.tune, plan.longest)
     return plan

@@ -29,6 +29,8 @@ ACTOR_NAME = "exporter"
 LEASE_S = 60.0
 """Seconds that a lease lasts without renewal."""
 _CALL_S = 30.0
+_BACK_S = 20.0
+"""Seconds in which a killed exporter is back, also on a busy machine."""
 _ASK_S = 0.2
 _EVERYWHERE = ("", "0.0.0.0", "::")
 """Hosts that mean every address of the machine."""
@@ -131,11 +133,19 @@ def _reach(server: Server) -> str:
     return f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
 
 
+@dataclass(slots=True)
+class _Told:
+    """A trial's last snapshot; ended_at: when it ended, on the rising clock."""
+
+    values: Values
+    ended_at: float | None = None
+
+
 class ExporterLease:
     """A driver's hold on the cluster's exporter; sending never waits.
 
-    address: where `/metrics` is. has_forgotten: the exporter came back empty, so everything must be
-    pushed again. trouble: why it does not serve, or an empty text; both are as of the last renewal.
+    It keeps what it sent, and sends it again to an exporter that came back empty. address: where
+    `/metrics` is. trouble: why it does not serve, or an empty text, as of the last renewal.
     """
 
     def __init__(self, handle: Any, run: str, linger_s: float, place: Place) -> None:
@@ -143,41 +153,47 @@ class ExporterLease:
         self._run = run
         self._linger_s = linger_s
         self._place = place
+        self._told: dict[str, _Told] = {}
         self._answer: Any = None
         self.address = f"http://{place.reach}/metrics"
         self.reach, self.note = place.reach, place.note
-        self.has_forgotten = False
         self.trouble = ""
 
     def push(self, trial: str, values: Values) -> None:
         """Sends a trial's full snapshot."""
+        self._told[trial] = _Told(values)
         self._handle.push.remote(self._run, trial, values, self._linger_s)
 
     def end(self, trial: str) -> None:
+        """The trial has ended by itself."""
+        if trial in self._told:
+            self._told[trial].ended_at = time.monotonic()
         self._handle.end.remote(self._run, trial)
 
     def renew(self) -> None:
         """To be called well within `LEASE_S`; what the last call brought is known then."""
-        self.has_forgotten = False
         if self._answer is not None:
             if not ray.wait([self._answer], timeout=0)[0]:
                 return
             self._hear(self._answer)
-        place = self._place
-        self._answer = self._handle.renew.remote(self._run, place.host, place.port)
+        self._answer = self._asked()
 
     def release(self) -> float:
         """Gives the hold up; the exporter serves the last snapshots for `linger_s` more.
 
-        Returns the seconds within which somebody who scrapes regularly has seen the end; 0 when
+        Waits for an exporter that is just being started again, so that the end is not lost with it.
+        Returns the seconds within which everybody who scrapes regularly has seen the end; 0 when
         nobody does.
         """
+        until = time.monotonic() + _BACK_S
+        while not self._hear(self._asked()) and time.monotonic() < until:
+            time.sleep(_ASK_S)
         with contextlib.suppress(RayError):
             return ray.get(self._handle.release.remote(self._run), timeout=_CALL_S)
         return 0.0
 
     def wait_until_seen(self, seconds: float) -> bool:
-        """Whether a scrape came after `release`, at the latest after `seconds`."""
+        """Whether all of those came after `release`, at the latest after `seconds`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             try:
@@ -188,16 +204,35 @@ class ExporterLease:
             time.sleep(_ASK_S)
         return False
 
-    def _hear(self, answer: Any) -> None:
+    def _asked(self) -> Any:
+        place = self._place
+        return self._handle.renew.remote(self._run, place.host, place.port)
+
+    def _hear(self, answer: Any) -> bool:
+        """Whether the exporter serves, and knows everything that it must."""
         try:
-            self.has_forgotten = not ray.get(answer)
+            if not ray.get(answer, timeout=_CALL_S):
+                self._push_all()
             self.trouble = ""
+            return True
         except RayTaskError as error:
-            self.has_forgotten = True
             self.trouble = f"the exporter cannot serve at {self._place.reach}: {error.cause}"
-        except RayError:
-            # It is being started again: the next answer says what it knows.
-            self.has_forgotten = True
+            self._push_all()
+        except RayError as error:
+            # It is being started again, as it always is unless somebody ended it for good.
+            if isinstance(error, ActorDiedError):
+                self.trouble = "the exporter was ended, and nothing starts it again"
+        return False
+
+    def _push_all(self) -> None:
+        """Everything that an exporter still shows that was never lost."""
+        now = time.monotonic()
+        for trial, told in self._told.items():
+            if told.ended_at is not None and now - told.ended_at >= self._linger_s:
+                continue
+            self._handle.push.remote(self._run, trial, told.values, self._linger_s)
+            if told.ended_at is not None:
+                self._handle.end.remote(self._run, trial)
 
 
 def acquire(config: TelemetryConfig, run: str, *, local: bool) -> ExporterLease:

@@ -33,7 +33,7 @@ class Series(Collector):
         self._leases: dict[str, float] = {}
         self._trials: dict[tuple[str, str], _Trial] = {}
         self._released: dict[str, float] = {}
-        self._scrapes: tuple[float, ...] = ()
+        self._scrapes: dict[str, tuple[float, ...]] = {}
 
     def lease(self, run: str, seconds: float) -> bool:
         """Takes or renews the run's lease; False when there was none to renew."""
@@ -44,24 +44,27 @@ class Series(Collector):
             return is_known
 
     def release(self, run: str) -> float:
-        """Ends the lease and all trials of the run; the seconds in which the next scrape, if
-        somebody scrapes regularly, has seen that."""
+        """Ends the lease and all trials of the run; the seconds in which everybody who scrapes
+        regularly has seen that, and 0 when nobody does."""
         with self._lock:
             now = self._clock()
             self._leases.pop(run, None)
             self._end(lambda key: key[0] == run)
             self._released[run] = now
             linger = [t.linger_s for (name, _), t in self._trials.items() if name == run]
-            if len(self._scrapes) < 2 or not linger:
-                return 0.0
-            first, last = self._scrapes
-            patience = 2 * (last - first) + 1.0
-            return min(patience, *linger) if now - last <= patience else 0.0
+            waits = [_patience_s(times) for times in self._regular(now)]
+            return min(max(waits), *linger) if waits and linger else 0.0
 
     def is_seen(self, run: str) -> bool:
-        """Whether a scrape has come since the run was released."""
+        """Whether everybody who scrapes regularly has come since the run was released."""
         with self._lock:
-            return bool(self._scrapes) and self._scrapes[-1] >= self._released.get(run, 0.0)
+            since = self._released.get(run, 0.0)
+            return all(times[-1] >= since for times in self._regular(since))
+
+    def scraped_by(self, agent: str) -> None:
+        """Somebody of this name is about to scrape."""
+        with self._lock:
+            self._scrapes[agent] = (*self._scrapes.get(agent, ())[-1:], self._clock())
 
     def push(self, run: str, trial: str, values: Mapping[str, Any], linger_s: float) -> None:
         """Replaces the trial's snapshot."""
@@ -92,12 +95,16 @@ class Series(Collector):
     def collect(self) -> Iterable[Metric]:
         """Every line that has a sample, in the order of the table."""
         with self._lock:
-            self._scrapes = (*self._scrapes[-1:], self._clock())
             families = [self._family(line) for line in LINES]
         return [family for family in families if family.samples]
 
     def describe(self) -> Iterable[Metric]:
         return []
+
+    def _regular(self, now: float) -> list[tuple[float, ...]]:
+        """The last two times of those who scrape regularly, and did so lately at `now`."""
+        pairs = [times for times in self._scrapes.values() if len(times) == 2]
+        return [times for times in pairs if now - times[-1] <= _patience_s(times)]
 
     def _end(self, chosen: Callable[[tuple[str, str]], bool]) -> None:
         for key, trial in self._trials.items():
@@ -113,6 +120,11 @@ class Series(Collector):
         return family
 
 
+def _patience_s(times: tuple[float, ...]) -> float:
+    """Two intervals between scrapes at these two times, and a second."""
+    return 2 * (times[1] - times[0]) + 1.0
+
+
 class Server:
     """`/metrics` over HTTP for one `Series`."""
 
@@ -123,6 +135,14 @@ class Server:
         registry.register(series)
         self._server: WSGIServer
         self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        answer = self._server.get_app()
+        assert answer is not None
+
+        def noted(environ: Any, start: Any) -> Any:
+            series.scraped_by(environ.get("HTTP_USER_AGENT", ""))
+            return answer(environ, start)
+
+        self._server.set_app(noted)
         self.host, self.port = host, self._server.server_port
         self.address = f"http://{host}:{self.port}/metrics"
 

@@ -6,7 +6,8 @@ what earlier attempts wrote past that step is superseded.
 
 import json
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ FILE_NAME = "journal.jsonl"
 
 
 class Journal:
-    """Appends events of one attempt, from any thread; a line outlives this process once `append`
-    returns."""
+    """Appends events of one attempt with their time, from any thread; a line outlives this process
+    once `append` returns. now: Unix seconds."""
 
-    def __init__(self, run_dir: Path, attempt: int) -> None:
+    def __init__(self, run_dir: Path, attempt: int, now: Callable[[], float] = time.time) -> None:
         path = run_dir / FILE_NAME
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         self._file = path.open("a", encoding="utf-8")
         self._attempt = attempt
+        self._now = now
         self._lock = threading.Lock()
         if torn:
             self._file.write("\n")
 
     def append(self, event: Event) -> None:
-        line = json.dumps({"attempt": self._attempt, **event})
+        head = {"attempt": self._attempt, "time": round(self._now(), 3)}
+        line = json.dumps({**head, **event})
         with self._lock:
             self._file.write(line + "\n")
             self._file.flush()

@@ -139,7 +139,6 @@ class FakeLease:
     def __init__(self) -> None:
         self.pushed: dict[str, dict[str, Any]] = {}
         self.renewals = 0
-        self.has_forgotten = False
         self.trouble = ""
 
     def push(self, trial: str, values: dict[str, Any]) -> None:
@@ -267,23 +266,6 @@ def test_the_lease_is_renewed_while_the_driver_looks(lease: Any):
     assert lease.renewals == 3
 
 
-def test_an_exporter_that_came_back_empty_gets_everything_it_would_still_hold(lease: Any):
-    clock = [0.0]
-    monitor = Monitor(CONFIG, lease, now=lambda: clock[0])
-    reader: Any = SimpleNamespace(read=list, failures=0)
-    for trial in ("old", "late", "alive"):
-        monitor.hear(News(trial, 0, {"step": 5, "total": 9, "line": {}}, (WORKERS,)))
-    monitor.ended("old")
-    clock[0] = 50.0
-    monitor.ended("late")
-    clock[0] = CONFIG.telemetry.linger_s + 1.0
-    lease.pushed, ended = {}, list[str]()
-    lease.end, lease.has_forgotten = ended.append, True
-    monitor.look(reader)
-    assert set(lease.pushed) == {"late", "alive"}
-    assert ended == ["late"]
-
-
 def test_an_exporter_that_cannot_serve_is_said_once(lease: Any):
     clock, said = [0.0], list[Update]()
     monitor = Monitor(CONFIG, lease, said.append, now=lambda: clock[0])
@@ -324,13 +306,19 @@ def test_a_trials_limits_are_those_of_its_own_sample(lease: Any):
 
 def test_every_event_is_passed_on_with_its_trial(lease: Any):
     heard: list[tuple[str, str]] = []
-    monitor = Monitor(CONFIG, lease, on_event=lambda k, event: heard.append((k, event["event"])))
+    sinks: Any = SimpleNamespace(
+        hear=lambda key, event: heard.append((key, event["event"])),
+        failures={"mlflow": 2},
+        messages=list,
+    )
+    monitor = Monitor(CONFIG, lease, sinks=sinks)
     monitor.hear(news(WORKERS, {"event": "checkpoint", "step": 5}, step=5))
     monitor.decided("b", Decision(50, Verdict.GO), PolicyState(best=0.9, head_limit=20.0))
     monitor.look(SimpleNamespace(read=list, failures=0))  # type: ignore[arg-type]
     assert heard == [("a", "workers"), ("a", "checkpoint"), ("b", "decision")]
     assert lease.pushed["b"]["cross_entropy_best_ratio"] == {(): 0.9}
     assert lease.pushed["b"]["classifier_weight_norm_limit"] == {(): 20.0}
+    assert lease.pushed["a"]["sink_failures_total"] == {("mlflow",): 2.0}
 
 
 LINE = {

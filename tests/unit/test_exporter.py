@@ -6,15 +6,17 @@ import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from ray.exceptions import RayError
 
 from service.decisions import Verdict
 from service.telemetry import exporter
-from service.telemetry.exporter import Exporter
+from service.telemetry.exporter import Exporter, ExporterLease, Place
 from service.telemetry.lines import LINES, PREFIX
 from service.telemetry.series import Series, Server
 from service.telemetry.trial import TrialSeries
@@ -180,17 +182,42 @@ def test_only_who_scrapes_regularly_is_waited_for_and_for_two_intervals(
 ):
     scraped.series.push("r", "t", trial().values, 60)
     for scraped.time in scrapes:
-        scraped.text()
+        scraped.series.scraped_by("Prometheus")
     scraped.time = released
     assert scraped.series.release("r") == seconds
-    assert not scraped.series.is_seen("r")
+    assert scraped.series.is_seen("r") == (seconds == 0.0)
     scraped.time = released + 1.0
-    scraped.text()
+    scraped.series.scraped_by("somebody else")
+    assert scraped.series.is_seen("r") == (seconds == 0.0)
+    scraped.series.scraped_by("Prometheus")
     assert scraped.series.is_seen("r")
 
 
+def test_of_several_who_scrape_the_slowest_is_waited_for(scraped: Scraped):
+    scraped.series.push("r", "t", trial().values, 60)
+    for scraped.time in range(41):
+        scraped.series.scraped_by("a page that reloads")
+        if scraped.time % 15 == 0:
+            scraped.series.scraped_by("Prometheus/3.0")
+    assert scraped.series.release("r") == 31.0
+    scraped.time = 41.0
+    scraped.series.scraped_by("a page that reloads")
+    assert not scraped.series.is_seen("r")
+    scraped.time = 45.0
+    scraped.series.scraped_by("Prometheus/3.0")
+    assert scraped.series.is_seen("r")
+
+
+def test_the_server_notes_who_scrapes(scraped: Scraped):
+    scraped.series.push("r", "t", trial().values, 60)
+    for scraped.time in (1.0, 2.0):
+        scraped.text()
+    assert scraped.series.release("r") == 3.0
+
+
 def test_a_run_that_has_nothing_to_show_is_not_waited_for(scraped: Scraped):
-    scraped.text(), scraped.text()
+    for _ in range(2):
+        scraped.text()
     assert scraped.series.release("r") == 0.0
 
 
@@ -242,8 +269,9 @@ def test_others_reach_it_at_an_address_of_the_machine(
     monkeypatch.setattr(exporter.ray.util, "get_node_ip_address", lambda: "10.1.2.3")
     place = actor.acquire("r", host, 0, False)
     assert place.reach == f"{reach}:{place.port}"
+    actor.release("r")
     with pytest.raises(Gone):
-        actor.release("r"), actor.sweep()
+        actor.sweep()
 
 
 def test_an_address_that_is_not_the_machines_is_refused_also_with_any_port(actor: Exporter):
@@ -300,3 +328,81 @@ def test_a_restarted_exporter_tries_its_port_until_it_is_free(actor: Exporter):
     actor.release("r")
     with pytest.raises(Gone):
         actor.sweep()
+
+
+class Lost(RayError):
+    """What a call says while the actor is being started again."""
+
+
+class Handle:
+    """The actor's handle, with an actor in this process that can be lost and started again."""
+
+    def __init__(self, series: Series) -> None:
+        self.series: Series | None = series
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *given: self._call(name, *given))
+
+    def _call(self, name: str, *given: Any) -> Any:
+        if self.series is None:
+            return Lost()
+        if name == "renew":
+            return self.series.lease(given[0], exporter.LEASE_S)
+        return getattr(self.series, name)(*given)
+
+
+@pytest.fixture
+def handle(scraped: Scraped, monkeypatch: pytest.MonkeyPatch) -> Handle:
+    def get(answer: Any, timeout: float | None = None) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(exporter.ray, "get", get)
+    monkeypatch.setattr(exporter.ray, "wait", lambda answers, timeout: (answers, []))
+    monkeypatch.setattr(exporter, "_BACK_S", 0.5)
+    return Handle(scraped.series)
+
+
+def lease_on(handle: Handle, linger_s: float = 60.0) -> ExporterLease:
+    lease = ExporterLease(handle, "r", linger_s, Place("127.0.0.1", 1, "127.0.0.1:1", ""))
+    lease.renew()
+    return lease
+
+
+def shown(series: Series) -> dict[str, float]:
+    """Whether each trial runs, as it is served."""
+    (running,) = [f for f in series.collect() if f.name == PREFIX + "running"] or [None]
+    return {s.labels["trial"]: s.value for s in running.samples} if running else {}
+
+
+def test_an_exporter_that_came_back_empty_gets_everything_it_would_still_show(handle: Handle):
+    lease = lease_on(handle)
+    for name in ("alive", "late", "old"):
+        lease.push(name, trial().values)
+    lease.end("late")
+    lease.end("old")
+    lease._told["old"].ended_at = time.monotonic() - 61.0
+    lease.renew()
+    handle.series = Series()
+    lease.renew()
+    lease.renew()
+    assert shown(handle.series) == {"alive": 1.0, "late": 0.0}
+
+
+def test_an_end_that_falls_together_with_the_exporters_is_not_lost(handle: Handle):
+    lease = lease_on(handle)
+    lease.push("main", trial().values)
+    handle.series = None
+    lease.end("main")
+    back = Series()
+    threading.Timer(0.2, lambda: setattr(handle, "series", back)).start()
+    lease.release()
+    assert shown(back) == {"main": 0.0}
+
+
+def test_an_exporter_that_does_not_come_back_holds_nobody_for_ever(handle: Handle):
+    lease = lease_on(handle)
+    lease.push("main", trial().values)
+    handle.series = None
+    assert lease.release() == 0.0

@@ -5,14 +5,15 @@ from pathlib import Path
 from service.training.journal import FILE_NAME, Journal, last_attempt, read_journal
 
 
-def test_events_come_back_in_order_with_their_attempt(tmp_path: Path):
-    journal = Journal(tmp_path, 1)
+def test_events_come_back_in_order_with_their_attempt_and_their_time(tmp_path: Path):
+    times = iter((5.0, 6.12345))
+    journal = Journal(tmp_path, 1, now=lambda: next(times))
     journal.append({"event": "start", "step": 0})
     journal.append({"event": "health", "step": 5, "note": "größer\u2028"})
     journal.close()
     assert read_journal(tmp_path) == [
-        {"attempt": 1, "event": "start", "step": 0},
-        {"attempt": 1, "event": "health", "step": 5, "note": "größer\u2028"},
+        {"attempt": 1, "time": 5.0, "event": "start", "step": 0},
+        {"attempt": 1, "time": 6.123, "event": "health", "step": 5, "note": "größer\u2028"},
     ]
 
 

@@ -7,8 +7,8 @@ import pytest
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 
 from service.errors import ConfigError
+from service.orchestration.loggers import check_loggers, make_loggers
 from service.orchestration.scalars import compared, scalars
-from service.orchestration.sinks import check_loggers, make_loggers
 from tests.reports import healthy
 
 

@@ -120,7 +120,11 @@ SPEED = Row(
             kind="lines",
             unit="steps",
             text="What a lost machine would cost in steps.",
-            targets=(Target(f"{series('global_step', RUN)} - {series('checkpoint_step', RUN)}"),),
+            targets=(
+                Target(
+                    f"{series('global_step', RUN)} - {series('checkpoint_step', RUN)}", "{{trial}}"
+                ),
+            ),
             decimals=0,
             lowest=0.0,
         ),
