@@ -75,7 +75,8 @@ check: $(READY)
 # What starts Ray or several ranks has the machine for itself; the rest shares its cores.
 test: check schema
 	$(ENV) $(BIN)/pytest -n 2 -m "not prove and not ray" tests/integration tests/watch
-	$(ENV) $(BIN)/pytest -m "not prove" tests/distributed tests/gpu tests/ray tests/integration/test_demo.py
+	$(ENV) $(BIN)/pytest -m "not prove" tests/distributed tests/gpu tests/ray tests/watch/test_watched_runs.py \
+	  tests/integration/test_demo.py
 
 prove: $(READY)
 	$(ENV) $(BIN)/pytest -q -n 2 -m prove tests/integration

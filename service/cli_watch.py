@@ -42,7 +42,7 @@ def add_watch(commands: Any, command: Command) -> None:
         default=[],
         type=_host_port,
         metavar="HOST:PORT",
-        help="an exporter to scrape; may be repeated (127.0.0.1:9109)",
+        help="an exporter to scrape as well; may be repeated",
     )
     add(
         "--every",
@@ -237,13 +237,13 @@ def _table(values: dict[str, Any]) -> str:
     from service.watching.orders import KEPT
 
     alertmanager, folder = values["alertmanager"], Path(values["rules"][0]).parent
+    targets = f"what the runs name in {values['target_files']}"
     rows = {
         "Prometheus": f"{values['prometheus']['url']}  (its menu has Alerts and Targets)",
         "Alertmanager": f"{alertmanager['url']}  (for amtool --alertmanager.url)"
         if alertmanager
         else "none, so alerts are not told here",
-        "scrapes": f"{', '.join(values['targets'])} and what the runs name in "
-        f"{values['target_files']}, every {values['every_s']} s",
+        "scrapes": f"{' and '.join([*values['targets'], targets])}, every {values['every_s']} s",
         "rules": f"{folder} ({len(values['rules'])} files)",
         "history": f"{values['data']} (at most {KEPT['time']} or {KEPT['size']})",
         "page": values.get("page", ""),

@@ -19,7 +19,7 @@ from service.watching.places import Place, free_places
 from service.watching.programs import ALERTMANAGER, PROMETHEUS, Program, find
 from service.watching.runs import Runs
 from service.watching.servers import Order, Server, running
-from service.watching.settings import alertmanager_yaml, deployed_targets, prometheus_yaml
+from service.watching.settings import alertmanager_yaml, prometheus_yaml
 
 TARGET_FILES = "exporters"
 """Folder of the storage in which every driver writes where its exporter is."""
@@ -32,7 +32,7 @@ class Asked:
     """What to watch, and where.
 
     storage: the folder of the runs. data: that of the history; both absolute. rules: another folder
-    of rule files. targets: HOST:PORT of exporters; none are those of the deployed settings.
+    of rule files. targets: HOST:PORT of exporters that no run of the storage names.
     every_s: seconds between two scrapes. listen: host of both programs. port, alertmanager_port: 0
     takes a free one. webhook: URL that gets every alert as well.
     """
@@ -54,7 +54,6 @@ class Plan:
 
     asked: Asked
     deployment: Deployment
-    targets: tuple[str, ...]
     prometheus: Program
     alertmanager: Program | None
     lacks: str
@@ -104,7 +103,7 @@ class Session:
             "prometheus": shown["prometheus"],
             "alertmanager": shown.get("alertmanager"),
             "alertmanager_lacks": plan.lacks or None,
-            "targets": list(plan.targets),
+            "targets": list(plan.asked.targets),
             "target_files": str(plan.target_files),
             "every_s": plan.asked.every_s,
             "rules": [str(path) for path in plan.deployment.rules],
@@ -158,8 +157,7 @@ def _planned(asked: Asked) -> Plan:
     except WatchError as error:
         lacks = str(error)
     deployment = read_deployment(asked.rules)
-    targets = asked.targets or deployed_targets(deployment.prometheus)
-    return Plan(asked, deployment, targets, prometheus, alertmanager, lacks)
+    return Plan(asked, deployment, prometheus, alertmanager, lacks)
 
 
 @contextmanager
@@ -198,7 +196,7 @@ def _orders(plan: Plan, places: list[Place], listener: str) -> list[Order]:
     settings = prometheus_yaml(
         plan.deployment.prometheus,
         every_s=asked.every_s,
-        targets=plan.targets,
+        targets=plan.asked.targets,
         target_files=plan.target_files,
         rules=plan.deployment.rules,
         alertmanager=places[1].reached if plan.alertmanager else None,

@@ -55,12 +55,6 @@ def prometheus_yaml(
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def deployed_targets(deployed: Mapping[str, Any]) -> tuple[str, ...]:
-    """HOST:PORT of the exporters that the deployed `prometheus.yml` scrapes."""
-    groups = _job(deployed).get("static_configs", [])
-    return tuple(target for group in groups for target in group["targets"])
-
-
 def alertmanager_yaml(
     deployed: Mapping[str, Any], *, listener: str, webhook: str | None = None
 ) -> str:

@@ -6,8 +6,10 @@ from statistics import median
 
 from service.watching.prometheus import Prometheus
 
-_LOOK_S = 60.0
-"""Step of the first look through hours; below Prometheus' lookback of 5 minutes."""
+_LOOK_S = (5.0, 240.0)
+"""Least and largest step of the first look; below Prometheus' lookback of 5 minutes."""
+_LOOKS = 5000
+"""The first look takes no more steps than these, where the largest step allows it."""
 _RECENT_S = 600.0
 _USUAL_SCRAPE_S = 15.0
 
@@ -61,16 +63,17 @@ def find_span(
 
     selector: series that have a sample at every scrape.
     """
-    seen = f"timestamp({selector})[{round(now - since)}s:{_LOOK_S:g}s]"
-    # The first look is at whole minutes, in none of which a young run may have been there.
+    look = min(max((now - since) / _LOOKS, _LOOK_S[0]), _LOOK_S[1])
+    seen = f"timestamp({selector})[{round(now - since)}s:{round(look)}s]"
+    # The first look is at whole steps, in none of which a young run may have been there.
     newest = f"timestamp({selector})"
     early = server.at(f"min(min_over_time({seen}) or {newest})", now)
     late = server.at(f"max(max_over_time({seen}) or {newest})", now)
     if not early or not late:
         return None
     first, last = early[0].points[0][1], late[0].points[0][1]
-    beginning = _samples(server, selector, first, _LOOK_S)
-    ending = _samples(server, selector, min(last + _LOOK_S, now), _LOOK_S + _RECENT_S)
+    beginning = _samples(server, selector, first, look)
+    ending = _samples(server, selector, min(last + look, now), look + _RECENT_S)
     first = min((time for times in beginning for time in times if time >= since), default=first)
     last = max((time for times in ending for time in times), default=last)
     return spanning(first, last, _interval(ending), most)

@@ -1,5 +1,6 @@
 """The settings for watching against the deployed ones, from which they are taken."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from service.errors import WatchError
 from service.orchestration.serving import TARGETS
 from service.watching.deployment import Deployment, read_deployment
 from service.watching.session import TARGET_FILES
-from service.watching.settings import alertmanager_yaml, deployed_targets, prometheus_yaml
+from service.watching.settings import alertmanager_yaml, prometheus_yaml
 
 DEPLOYED = read_deployment(None)
 JOB: dict[str, Any] = DEPLOYED.prometheus["scrape_configs"][0]
@@ -66,10 +67,6 @@ def test_without_an_alertmanager_alerts_are_sent_nowhere():
     assert "alerting" not in prometheus(alertmanager=None)
 
 
-def test_the_targets_are_the_deployed_ones_unless_others_are_named():
-    assert deployed_targets(DEPLOYED.prometheus) == ("127.0.0.1:9109",)
-
-
 def test_target_files_are_looked_for_where_drivers_write_them():
     assert TARGET_FILES == TARGETS
 
@@ -80,8 +77,9 @@ def test_a_folder_whose_name_prometheus_would_misread_is_refused():
 
 
 def test_settings_without_our_scrape_are_refused():
+    other = replace(DEPLOYED, prometheus={"scrape_configs": [{"job_name": "other"}]})
     with pytest.raises(WatchError, match="job_name: crossreid"):
-        deployed_targets({"scrape_configs": [{"job_name": "other"}]})
+        prometheus(deployed=other)
 
 
 def test_every_receiver_is_the_terminals_listener():
