@@ -10,13 +10,14 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from service import __version__
-from service.cli_doctor import Answer, add_doctor, add_explain, answer, explanation
+from service.cli_data import add_data, data_answer
+from service.cli_doctor import add_doctor, add_explain, answer, explanation
 from service.cli_export import add_export, exported
 from service.cli_watch import add_watch
+from service.cli_words import Answer, Run
 from service.errors import ConfigError, CrossReidError, ExitCode
 
 _EPILOG = """\
@@ -67,21 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crossreid {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_data(commands)
+    add_data(commands, _command, _shows(data_answer))
     _add_train(commands)
     _add_tune(commands)
     _add_evaluate(commands)
     _add_config(commands)
-    add_doctor(commands, _command, _doctor)
-    add_explain(commands, _command, _explain)
+    add_doctor(commands, _command, _shows(answer))
+    add_explain(commands, _command, _shows(explanation))
     add_watch(commands, _command)
-    add_export(commands, _command, _export)
+    add_export(commands, _command, _shows(exported))
     return parser
 
 
-def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: Run, text: str) -> argparse.ArgumentParser:
     """A subparser with the options that every command has."""
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -92,29 +91,6 @@ def _command(
 
 def _add_config_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="CONFIG [a.b=c ...]", help="YAML, overrides")
-
-
-def _add_data(commands: Any) -> None:
-    data = commands.add_parser("data", help="make, ingest and inspect data")
-    kinds = data.add_subparsers(dest="kind", required=True, metavar="COMMAND")
-    synth = _command(kinds, "synth", _synth, "draw a small data set in ORBench's format")
-    synth.add_argument("folder", type=Path)
-    synth.add_argument("--people", type=int, default=96)
-    synth.add_argument("--images", type=int, default=30, help="images of each person")
-    synth.add_argument("--size", default="96x48", help="HEIGHTxWIDTH in pixels")
-    synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--difficulty", type=float, default=0.3, help="0 to 1")
-    synth.add_argument("--test-share", type=float, default=1 / 3, help="of the people")
-    synth.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
-    ingest = _command(kinds, "ingest", _ingest, "read an ORBench-format folder into records")
-    ingest.add_argument("folder", type=Path)
-    ingest.add_argument("records", help="target folder or fsspec URL")
-    ingest.add_argument("--size", required=True, help="HEIGHTxWIDTH in pixels, as the model wants")
-    ingest.add_argument("--context-length", type=int, default=77, help="tokens of a caption")
-    ingest.add_argument("--max-quarantine-share", type=float, default=0.01)
-    ingest.add_argument("--threads", type=int)
-    inspect = _command(kinds, "inspect", _inspect, "show what records hold")
-    inspect.add_argument("records", help="folder or fsspec URL")
 
 
 def _add_train(commands: Any) -> None:
@@ -154,93 +130,6 @@ def _add_config(commands: Any) -> None:
 
 
 # -- the commands ----------------------------------------------------------------------------------
-
-
-def _synth(args: argparse.Namespace) -> int:
-    from service.data.sheet import contact_sheet
-    from service.data.synthetic import SynthSettings, synthesize
-    from service.orchestration.words import parse_size
-
-    settings = SynthSettings(
-        people=args.people,
-        images_per_person=args.images,
-        image_size=parse_size(args.size),
-        seed=args.seed,
-        difficulty=args.difficulty,
-        test_share=args.test_share,
-    )
-    made = synthesize(args.folder, settings)
-    sheet = contact_sheet(made.folder, args.sheet) if args.sheet else None
-    values = {
-        "folder": str(made.folder),
-        "train_people": made.num_train,
-        "test_people": made.num_test,
-        "images": made.num_images,
-        "captions": made.num_captions,
-        "gallery": made.num_gallery,
-        "queries": made.num_queries,
-        "sheet": str(sheet) if sheet else None,
-    }
-    images = sum(made.num_images.values())
-    _result(
-        args,
-        values,
-        f"{made.folder}: {made.num_train} people to train on, {made.num_test} to test on, "
-        f"{images} images, {made.num_captions} captions, {made.num_queries} queries\n"
-        + (f"sheet {sheet}\n" if sheet else ""),
-    )
-    return ExitCode.OK
-
-
-def _ingest(args: argparse.Namespace) -> int:
-    from service import views
-    from service.data.ingest import ingest
-    from service.orchestration.progress import rows_progress
-    from service.orchestration.words import parse_size
-
-    size = parse_size(args.size)
-    with views.progress() as show:
-        manifest = ingest(
-            args.folder,
-            args.records,
-            image_size=size,
-            context_length=args.context_length,
-            max_quarantine_share=args.max_quarantine_share,
-            threads=args.threads,
-            progress=rows_progress(show, str(args.folder)),
-        )
-    rows = {split: sum(counts.values()) for split, counts in manifest.counts.items()}
-    values = {
-        "records": args.records,
-        "train_people": manifest.num_classes,
-        "rows": rows,
-        "quarantined": [bad.source for bad in manifest.quarantined],
-        "fingerprint": manifest.fingerprint,
-    }
-    bad = f", {len(manifest.quarantined)} images quarantined" if manifest.quarantined else ""
-    told = ", ".join(f"{number} {split} rows" for split, number in rows.items())
-    text = f"{args.records}: {manifest.num_classes} people to train on, {told}{bad}\n"
-    _result(args, values, text)
-    return ExitCode.OK
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from service import views
-    from service.data.index import IdentityIndex
-    from service.data.records import Records
-
-    records = Records.open(args.records, "train")
-    found = records.manifest
-    index = IdentityIndex.build(records.class_index, records.modality, records.num_classes)
-    lonely = [
-        person.dir_id
-        for person, pairable in zip(found.classes, index.pairable, strict=True)
-        if not pairable
-    ]
-    pairable = found.num_classes - len(lonely)
-    values = json.loads(found.to_json()) | {"pairable": pairable, "not_pairable": lonely}
-    _result(args, values, views.manifest(found, pairable, lonely))
-    return ExitCode.OK
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -388,25 +277,6 @@ def _show_config(args: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _doctor(args: argparse.Namespace) -> int:
-    return _answered(args, answer(args))
-
-
-def _explain(args: argparse.Namespace) -> int:
-    return _answered(args, explanation(args))
-
-
-def _export(args: argparse.Namespace) -> int:
-    values, text = exported(args)
-    _result(args, values, text)
-    return ExitCode.OK
-
-
-def _answered(args: argparse.Namespace, found: Answer) -> int:
-    _result(args, found.values, found.text)
-    return found.exit_code
-
-
 def _required_config(words: list[str]) -> Any:
     from service.orchestration.words import split_words
     from service.settings import load_config
@@ -418,6 +288,17 @@ def _required_config(words: list[str]) -> Any:
 
 
 # -- the output ------------------------------------------------------------------------------------
+
+
+def _shows(answer: Callable[[argparse.Namespace], Answer]) -> Run:
+    """A command that shows the answer and ends with its exit code."""
+
+    def run(args: argparse.Namespace) -> int:
+        found = answer(args)
+        _result(args, found.values, found.text)
+        return found.exit_code
+
+    return run
 
 
 def _result(args: argparse.Namespace, values: dict[str, Any], text: str) -> None:

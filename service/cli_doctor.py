@@ -5,25 +5,13 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.cli_words import Answer, Command, Run
 from service.errors import ConfigError, ExitCode, RunError
 
-Run = Callable[[argparse.Namespace], int]
-Command = Callable[[Any, str, Run, str], argparse.ArgumentParser]
-"""Adds a command with the options that every command has: commands, name, run, help."""
 _THRESHOLD = re.compile(r"(policy\.)?[a-z_0-9]+=")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a command found: values for machines, text for people, and its exit code."""
-
-    values: dict[str, Any]
-    text: str
-    exit_code: int
 
 
 # -- the words -------------------------------------------------------------------------------------

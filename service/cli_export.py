@@ -1,13 +1,11 @@
 """The words of `crossreid export`, and what it shows."""
 
 import argparse
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any
 
-Run = Callable[[argparse.Namespace], int]
-Command = Callable[[Any, str, Run, str], argparse.ArgumentParser]
-"""Adds a command with the options that every command has: commands, name, run, help."""
+from service.cli_words import Answer, Command, Run
 
 _EPILOG = """\
 MLflow writes where MLFLOW_TRACKING_URI says, else into mlflow.db next to the runs. Weights & Biases
@@ -30,8 +28,8 @@ def add_export(commands: Any, command: Command, run: Run) -> None:
     parser.add_argument("--storage", default="runs", help="where ids are looked for")
 
 
-def exported(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Does it; values for machines, text for people.
+def exported(args: argparse.Namespace) -> Answer:
+    """Does it.
 
     Raises:
         CrossReidError: nothing to send, or nothing that takes it.
@@ -48,7 +46,7 @@ def exported(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     ]
     if args.to == "tensorboard":
         lines.append(f"look at it: tensorboard --logdir {_above([each.where for each in found])}")
-    return values, "".join(f"{line}\n" for line in lines)
+    return Answer(values, "".join(f"{line}\n" for line in lines))
 
 
 def _amount(numbers: int, texts: int) -> str:
@@ -57,6 +55,4 @@ def _amount(numbers: int, texts: int) -> str:
 
 def _above(folders: list[str]) -> str:
     """The folder that all of them are in."""
-    import os
-
     return os.path.commonpath(folders)

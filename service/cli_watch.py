@@ -4,17 +4,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from service.cli_words import Command
 from service.errors import ConfigError, ExitCode, WatchError
-
-Run = Callable[[argparse.Namespace], int]
-Command = Callable[[Any, str, Run, str], argparse.ArgumentParser]
-"""Adds a command with the options that every command has: commands, name, run, help."""
 
 _PAGE_S = 15.0
 """Seconds between two drawings of the page."""
