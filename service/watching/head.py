@@ -36,7 +36,7 @@ def head(run: str, standings: Sequence[Standing], frame: Frame, now: float) -> E
 
 def summary(standings: Sequence[Standing]) -> str:
     """All verdicts in a few words, for the title of the page."""
-    counts = Counter(one.verdict or "no verdict" for one in standings)
+    counts = Counter(one.word for one in standings)
     if len(standings) == 1:
         return next(iter(counts))
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
@@ -56,7 +56,7 @@ def _time(standings: Sequence[Standing], frame: Frame, now: float) -> list[Eleme
 def _trial(one: Standing, frame: Frame, now: float, *, is_plain: bool) -> Element:
     paint = _ERROR_COLOR if one.is_error else color(one.verdict)
     words, remedy = one.words
-    big = element("strong", one.verdict or "no verdict", class_=f"verdict k-{color(one.verdict)}")
+    big = element("strong", one.word, class_=f"verdict k-{paint}")
     cause = element(
         "p",
         element("b", *code_words(words[:1].upper() + words[1:] + ".")),

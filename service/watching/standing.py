@@ -50,6 +50,11 @@ class Standing:
     eta: float | None
 
     @property
+    def word(self) -> str:
+        """How it stands, in one word."""
+        return "ERROR" if self.is_error else self.verdict or "no verdict"
+
+    @property
     def state(self) -> str:
         """What it is doing, in a word."""
         if self.is_error:

@@ -113,6 +113,8 @@ def test_the_cause_of_an_error_comes_before_that_of_a_verdict():
     one = standing(cause="ce_rebound", error=("non_finite", NOW))
     assert one.cause == "non_finite"
     assert WORDS[Cause.NON_FINITE][0][1:] in shown(one)
+    (big,) = found(head("a run", [one], FRAME, NOW), "strong", "verdict", "k-red")
+    assert text(big) == "ERROR"
 
 
 def test_an_unknown_cause_is_told_as_it_is():
