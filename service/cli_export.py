@@ -23,7 +23,10 @@ def add_export(commands: Any, command: Command, run: Run) -> None:
     parser.add_argument("run_name", metavar="RUN", help="its id or folder, a sweep's or a trial's")
     parser.add_argument("--to", required=True, choices=("tensorboard", "mlflow", "wandb"))
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="of TensorBoard's files (RUN/tensorboard)"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="TensorBoard's files go into a folder of the run's name there (RUN/tensorboard)",
     )
     parser.add_argument("--storage", default="runs", help="where ids are looked for")
 

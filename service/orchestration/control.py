@@ -128,7 +128,7 @@ def start_control(run: str, *, patience_s: float = _GONE_S) -> Any:
                 raise RunError(
                     f"a run named {run} is going on on this cluster, from another storage; its "
                     "numbers and directives could not be told apart. Take another --run-id, or "
-                    "wait for its end"
+                    "wait for its end. If its driver's machine was lost, try again in a minute"
                 ) from error
             time.sleep(0.5)
 

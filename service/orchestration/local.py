@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -60,30 +60,43 @@ def train_here(
             on_progress(Update(trial=MAIN_TRIAL, messages=(f"run {run.run_id} in {run.path}",)))
         sinks = stack.enter_context(followed(run, on_progress, MAIN_TRIAL)) if first else None
         stop = stack.enter_context(_asked_to_stop())
-        outcome = train(run.config, run.path, world, _ports(run, on_progress, sinks, stop))
+        ports, tell_rest = _ports(run, on_progress, sinks, stop)
+        stack.callback(tell_rest)
+        outcome = train(run.config, run.path, world, ports)
     world.close()
     return run, interrupted(run) if stop.is_set() and outcome.verdict == STOPPED else outcome
 
 
-def _ports(run: Run, on_progress: OnProgress, sinks: Sinks | None, stop: threading.Event) -> Ports:
+def _ports(
+    run: Run, on_progress: OnProgress, sinks: Sinks | None, stop: threading.Event
+) -> tuple[Ports, Callable[[], None]]:
+    """The loop's ports, and what tells the events that came after the last step that was shown."""
     monitor = Monitor(run.config, None, on_progress, sinks)
     events: list[dict[str, Any]] = []
     shown_at = float("-inf")
+    values: dict[str, Any] = {}
 
     def progress(step: int, total: int, line: dict[str, Any]) -> None:
-        nonlocal shown_at
+        nonlocal shown_at, values
         now = time.monotonic()
         if now - shown_at < _SHOW_S and step < total:
             return
         shown_at = now
         values = {"step": step, "total": total, "line": line}
+        tell()
+
+    def tell() -> None:
         monitor.hear(News(MAIN_TRIAL, 0, values, tuple(events)))
         events.clear()
+
+    def tell_rest() -> None:
+        if events:
+            tell()
 
     def poll(applied: int) -> Directive | None:
         return Directive.to_stop(applied + 1, "interrupted") if stop.is_set() else None
 
-    return Ports(poll=poll, progress=progress, event=events.append)
+    return Ports(poll=poll, progress=progress, event=events.append), tell_rest
 
 
 @contextmanager

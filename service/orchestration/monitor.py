@@ -123,12 +123,17 @@ class Monitor:
         self._push(key)
 
     def ended(self, key: str) -> None:
-        """The trial has ended by itself: its series are not pushed any more."""
+        """The trial has ended: its series are not pushed any more, and its sinks are ended.
+
+        In a sweep the scheduler's file says so only after the trial's own last line was heard.
+        """
         trial = self._trial(key)
         if trial.ended_at is not None:
             return
         if self._exporter is not None:
             self._exporter.end(key)
+        if self._sinks is not None and trial.starts:
+            self._sinks.hear(key, {"event": "end"})
         trial.ended_at = self._now()
         self._tell(key, [], trial.stood[0])
 

@@ -162,20 +162,29 @@ def held(run: Run) -> Iterator[None]:
 
 @contextmanager
 def taken(run: Run, *, new: bool) -> Iterator[None]:
-    """Makes the run's folder if it is new, and holds it; it goes again when nothing was begun.
+    """Makes the run's folder if it is new, and holds it; it goes again when nothing was begun, also
+    at an interrupt.
 
     Raises:
         RunError: it cannot be made, or another process trains this run.
     """
     if new:
         make_run(run)
-    try:
-        with held(run):
+    with held(run):
+        try:
             yield
-    except Exception:
-        if new and {path.name for path in run.path.iterdir()} <= {CONFIG_FILE, LOCK_FILE}:
-            shutil.rmtree(run.path, ignore_errors=True)
-        raise
+        except BaseException:
+            if new and _is_untouched(run.path):
+                # While it is held, so that nobody else begins there meanwhile.
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
+
+
+def _is_untouched(path: Path) -> bool:
+    try:
+        return {file.name for file in path.iterdir()} <= {CONFIG_FILE, LOCK_FILE}
+    except OSError:
+        return False
 
 
 def is_held(path: Path) -> bool:

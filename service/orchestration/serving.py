@@ -1,7 +1,8 @@
 """A run's numbers for Prometheus: the hold on the exporter, and the file that says where it is.
 
 `<storage>/exporters/<run id>.json` is a target file as Prometheus' file_sd reads it, there while
-the run's driver lives, so that an exporter at any port is found.
+the run's driver lives, so that an exporter at any port is found. That of a trial which goes on
+alone is `<sweep>.<trial>.json`.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from service.errors import RunError
 from service.orchestration.cluster import Cluster
 from service.orchestration.progress import OnProgress, Update
 from service.orchestration.runs import Run, is_held
+from service.orchestration.sinks import storage_of
 from service.telemetry.exporter import ExporterLease, acquire
 from service.training.files import write_text
 
@@ -28,7 +30,8 @@ def served(
     """The run's hold on the cluster's exporter; None when telemetry is off.
 
     At the end waits until Prometheus, if one scrapes regularly, has seen that the run ended: two
-    scrape intervals at most, and `telemetry.linger_s` at most. trial: who says so.
+    scrape intervals at most, and `telemetry.linger_s` at most; the user's next interrupt ends that.
+    trial: who says so.
 
     Raises:
         ClusterError: the exporter cannot be started, or not at the port that it must have.
@@ -38,21 +41,26 @@ def served(
         yield None
         return
     lease = acquire(config.telemetry, run.run_id, local=cluster.local)
-    with announced(run.path.parent, run.run_id, lease.reach):
+    with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(announced(storage_of(run.path), run.path, lease.reach))
             yield lease
         finally:
-            seconds = lease.release()
-            if seconds:
-                words = f"waiting until Prometheus has seen the end, {seconds:.0f} s at most"
-                on_progress(Update(trial=trial, messages=(words,)))
-                with contextlib.suppress(KeyboardInterrupt):
-                    lease.wait_until_seen(seconds)
+            with contextlib.suppress(KeyboardInterrupt):
+                _let_go(lease, on_progress, trial)
+
+
+def _let_go(lease: ExporterLease, on_progress: OnProgress, trial: str) -> None:
+    seconds = lease.release()
+    if seconds:
+        words = f"waiting until Prometheus has seen the end, {seconds:.0f} s at most"
+        on_progress(Update(trial=trial, messages=(words,)))
+        lease.wait_until_seen(seconds)
 
 
 @contextlib.contextmanager
-def announced(storage: Path, run: str, target: str) -> Iterator[Path]:
-    """Keeps the run's target file, and removes those that lost drivers left.
+def announced(storage: Path, run: Path, target: str) -> Iterator[Path]:
+    """Keeps the target file of the run in folder `run`, and removes those that lost drivers left.
 
     target: host:port. The file that comes is whole from the start.
 
@@ -60,12 +68,13 @@ def announced(storage: Path, run: str, target: str) -> Iterator[Path]:
         RunError: it cannot be written.
     """
     folder = storage / TARGETS
-    file = folder / f"{run}.json"
+    file = folder / f"{'.'.join(run.relative_to(storage).parts)}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for other in folder.glob("*.json"):
-            if not is_held(storage / other.stem):
-                other.unlink(missing_ok=True)
+            if not is_held(storage.joinpath(*other.stem.split("."))):
+                with contextlib.suppress(PermissionError):  # another user's, for him to remove
+                    other.unlink(missing_ok=True)
         write_text(file, json.dumps([{"targets": [target]}]) + "\n")
     except OSError as error:
         raise RunError(

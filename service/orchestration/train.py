@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from service.config import Config
 from service.data.fitting import open_plan
 from service.decisions import Directive
-from service.errors import ClusterError, CrossReidError
+from service.errors import ClusterError
 from service.orchestration.background import Background
 from service.orchestration.cluster import connected, first_line, require
 from service.orchestration.control import ControlReader, start_control
@@ -40,7 +40,15 @@ from service.orchestration.runs import (
 from service.orchestration.serving import served
 from service.orchestration.sinks import check_sinks, followed
 from service.orchestration.trials import INTERRUPTED
-from service.orchestration.worker import EndOnFault, Job, WorkerFault, rebuilt, run_worker
+from service.orchestration.worker import (
+    PROGRAM_ERROR,
+    EndOnFault,
+    Job,
+    WorkerFault,
+    error_name,
+    rebuilt,
+    run_worker,
+)
 from service.telemetry.exporter import ExporterLease
 from service.telemetry.logs import redacted
 from service.training.ending import STOPPED
@@ -150,7 +158,7 @@ def ended(run: Run, returned: dict[str, Any]) -> Outcome:
         write_text(run.path / "error.txt", redacted(returned["fault"]["trace"]))
         return Outcome(
             verdict="ERROR",
-            cause="program_error",
+            cause=PROGRAM_ERROR,
             words=redacted(returned["fault"]["words"]),
             remedy=f"this is a fault of the program; its traceback is in {run.path / 'error.txt'}",
             exit_code=1,
@@ -174,15 +182,15 @@ def _watch(
     """Looks at the run until it ends, and tells the monitor how.
 
     Raises:
-        CrossReidError: the one that ended it.
+        Exception: the one that ended it.
     """
     try:
         outcome = _looked_at(run, task, monitor, reader)
         if outcome.verdict == "ERROR":
             monitor.failed(MAIN_TRIAL, outcome.cause)
         return outcome
-    except CrossReidError as error:
-        monitor.failed(MAIN_TRIAL, error.name)
+    except Exception as error:
+        monitor.failed(MAIN_TRIAL, error_name(error))
         raise
     finally:
         monitor.ended(MAIN_TRIAL)

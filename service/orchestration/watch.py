@@ -12,13 +12,17 @@ from service.orchestration.control import ControlReader
 from service.orchestration.monitor import Monitor
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.orchestration.train import LOOK_S, stop_trials
+from service.orchestration.worker import error_name
 
 _GONE_S = 5.0
 """Seconds after which a killed trial's controller is dead and starts no workers again."""
 
 
 class Watch:
-    """Looks at the trials until their sweep ends, and frees what killed ones hold."""
+    """Looks at the trials until their sweep ends, and frees what killed ones hold.
+
+    Trials that have ended when it is made ended under an earlier driver, which told how.
+    """
 
     def __init__(
         self,
@@ -34,9 +38,15 @@ class Watch:
         self._killed_at: dict[str, float] = {}
         self._quiet_since: dict[str, float] = {}
         self._removed: set[PlacementGroupID] = set()
+        trials = list(scheduler.trials.items())
+        self._over_before = {key for key, record in trials if record.outcome is not None}
 
     def until_end(self) -> tuple[list[Any], bool]:
-        """Tune's results, and whether the user interrupted; no results then."""
+        """Tune's results, and whether the user interrupted; no results then.
+
+        Raises:
+            Exception: the one that ended the sweep.
+        """
         try:
             while not self._task.wait(LOOK_S):
                 self._look()
@@ -52,6 +62,11 @@ class Watch:
             with contextlib.suppress(KeyboardInterrupt):
                 stop_trials(self._task, self._monitor, self._reader, self._going)
             return [], True
+        except Exception as error:
+            for key in self._monitor.started:
+                if key in self._going():
+                    self._monitor.failed(key, error_name(error))
+            raise
 
     def _going(self) -> list[str]:
         """The trials that have not ended."""
@@ -66,7 +81,7 @@ class Watch:
         self._monitor.look(self._reader)
         for key in ended:
             failure = self._scheduler.trials[key].failure if key in self._scheduler.trials else ""
-            if failure:
+            if failure and key not in self._over_before:
                 self._monitor.failed(key, failure)
             self._monitor.ended(key)
 

@@ -27,6 +27,8 @@ from service.settings import load_text
 if TYPE_CHECKING:
     from service.training.ports import Outcome, Ports
 
+PROGRAM_ERROR = "program_error"
+"""Cause of an end that is the program's fault."""
 _COLLECTIVE_ERRORS = {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}
 _COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 
@@ -126,6 +128,11 @@ def rebuilt(values: dict[str, str]) -> CrossReidError:
     """The error that `error_values` described."""
     kind = getattr(errors, values["type"], CrossReidError)
     return kind(values["message"])
+
+
+def error_name(error: Exception) -> str:
+    """What an error that ended a trial is called, on metrics and in tables."""
+    return error.name if isinstance(error, CrossReidError) else PROGRAM_ERROR
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -4,11 +4,13 @@ Runs hold leases, which their driver renews. An ended trial's series stay for `l
 that the last verdict is scraped; a driver that dies stops renewing, and its series go likewise. The
 actor ends after the last lease and the last series.
 
-A killed actor comes back empty. Every renewal says where it serves and whose it is, so the first of
-them opens the port again, and its answer tells the driver to push everything once more.
+A killed actor comes back empty, and one that ended while a driver still lives is started anew.
+Every renewal says where it serves and whose it is, so the first of them opens the port again, and
+its answer tells the driver to push everything once more.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -17,7 +19,13 @@ from typing import Any
 
 import ray
 from ray.actor import exit_actor
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from service.config import TelemetryConfig
 from service.errors import ClusterError
@@ -68,7 +76,7 @@ class Exporter:
             note = self._open(host, port, or_any_port)
         server = self._server
         assert server is not None
-        self._series.lease(run, LEASE_S)
+        self._series.take(run, LEASE_S)
         return Place(server.host, server.port, _reach(server), note)
 
     def renew(self, run: str, host: str, port: int) -> bool:
@@ -172,6 +180,7 @@ class ExporterLease:
 
     def renew(self) -> None:
         """To be called well within `LEASE_S`; what the last call brought is known then."""
+        self._forget()
         if self._answer is not None:
             if not ray.wait([self._answer], timeout=0)[0]:
                 return
@@ -193,15 +202,21 @@ class ExporterLease:
         return 0.0
 
     def wait_until_seen(self, seconds: float) -> bool:
-        """Whether all of those came after `release`, at the latest after `seconds`."""
+        """Whether all of those came after `release`, at the latest after `seconds`.
+
+        With an exporter that is lost meanwhile goes who scraped: the end is told once more, and
+        `seconds` are waited out.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             try:
                 if ray.get(self._handle.is_seen.remote(self._run), timeout=_CALL_S):
                     return True
             except RayError:
-                return False
+                self.release()
+                break
             time.sleep(_ASK_S)
+        time.sleep(max(0.0, until - time.monotonic()))
         return False
 
     def _asked(self) -> Any:
@@ -218,21 +233,31 @@ class ExporterLease:
         except RayTaskError as error:
             self.trouble = f"the exporter cannot serve at {self._place.reach}: {error.cause}"
             self._push_all()
-        except RayError as error:
-            # It is being started again, as it always is unless somebody ended it for good.
-            if isinstance(error, ActorDiedError):
-                self.trouble = "the exporter was ended, and nothing starts it again"
+        except ActorDiedError:
+            # Its leases had run out while their drivers stood still, or somebody ended it. Whoever
+            # cannot start it now tries at the next renewal.
+            with contextlib.suppress(RayError, ValueError):
+                self._handle = _actor()
+            self.trouble = "the exporter had ended and is started anew"
+        except RayError:
+            # It is being started again.
+            pass
         return False
 
     def _push_all(self) -> None:
         """Everything that an exporter still shows that was never lost."""
-        now = time.monotonic()
+        self._forget()
         for trial, told in self._told.items():
-            if told.ended_at is not None and now - told.ended_at >= self._linger_s:
-                continue
             self._handle.push.remote(self._run, trial, told.values, self._linger_s)
             if told.ended_at is not None:
                 self._handle.end.remote(self._run, trial)
+
+    def _forget(self) -> None:
+        """Trials that ended so long ago that no exporter shows them."""
+        since = time.monotonic() - self._linger_s
+        over = [t for t, told in self._told.items() if (told.ended_at or math.inf) <= since]
+        for trial in over:
+            del self._told[trial]
 
 
 def acquire(config: TelemetryConfig, run: str, *, local: bool) -> ExporterLease:
@@ -246,7 +271,8 @@ def acquire(config: TelemetryConfig, run: str, *, local: bool) -> ExporterLease:
         ClusterError: the port is taken, the host is not the head's, or the exporter cannot be
             started.
     """
-    for last_try in (False, True):
+    until = time.monotonic() + _BACK_S
+    while True:
         handle = _actor()
         try:
             call = handle.acquire.remote(run, config.host, config.port, local)
@@ -258,16 +284,19 @@ def acquire(config: TelemetryConfig, run: str, *, local: bool) -> ExporterLease:
                 "telemetry.port to a free port (0 takes any), telemetry.host to an address of the "
                 "head node (0.0.0.0 is all of them), or telemetry.enabled=false"
             ) from error
-        except ActorDiedError:
-            # It ended between being found and being asked: the next one is new.
-            if last_try:
-                raise ClusterError("the exporter ends as soon as it starts") from None
+        except RayActorError as error:
+            # It ended between being found and being asked, or is just being started again.
+            if time.monotonic() > until:
+                raise ClusterError(
+                    f"the exporter ends as soon as it starts, for {_BACK_S:g} s: is there memory "
+                    "left on the head node? Or set telemetry.enabled=false"
+                ) from error
+            time.sleep(_ASK_S)
         except GetTimeoutError as error:
             raise ClusterError(
                 f"the exporter did not start within {_CALL_S:g} s; is the head node reachable? Or "
                 "set telemetry.enabled=false"
             ) from error
-    raise AssertionError
 
 
 def _actor() -> Any:

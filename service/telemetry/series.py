@@ -43,6 +43,13 @@ class Series(Collector):
             self._released.pop(run, None)
             return is_known
 
+    def take(self, run: str, seconds: float) -> None:
+        """A new driver's lease: what a lost one of the same run left ends, unless it is pushed
+        again."""
+        with self._lock:
+            self._end(lambda key: key[0] == run)
+        self.lease(run, seconds)
+
     def release(self, run: str) -> float:
         """Ends the lease and all trials of the run; the seconds in which everybody who scrapes
         regularly has seen that, and 0 when nobody does."""
@@ -139,7 +146,7 @@ class Server:
         assert answer is not None
 
         def noted(environ: Any, start: Any) -> Any:
-            series.scraped_by(environ.get("HTTP_USER_AGENT", ""))
+            series.scraped_by(f"{environ['REMOTE_ADDR']} {environ.get('HTTP_USER_AGENT', '')}")
             return answer(environ, start)
 
         self._server.set_app(noted)

@@ -82,12 +82,12 @@ def test_a_resumed_run_is_exported_whole_and_in_order(
     words = ["export", str(run.path), "--to", "tensorboard", "--out", str(tmp_path / "tb")]
     assert cli.main([*words, "--json"]) == ExitCode.OK
     told = json.loads(capsys.readouterr().out)
-    found = scalars(tmp_path / "tb")
+    found = scalars(tmp_path / "tb" / run.run_id)
     for line in ("ce", "top1", "head_norm", "images_per_second"):
         assert is_as_reported(found[f"health/{line}"], run, line)
     assert [step for step, _ in found["epoch/sdm_weight"]] == [0, 16, 32, 48]
     assert told["trials"][0]["numbers"] == sum(len(line) for line in found.values())
-    starts = [words for tag, _, words in texts(tmp_path / "tb") if tag == "run/start"]
+    starts = [words for tag, _, words in texts(tmp_path / "tb" / run.run_id) if tag == "run/start"]
     assert [words.split()[1] for words in starts] == ["1", "2"]
 
 

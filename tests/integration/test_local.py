@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import CheckpointError, DataError, ExitCode, SamplerError
+from service.errors import CheckpointError, DataError, ExitCode, NonFiniteError, SamplerError
 from service.orchestration.evaluate import evaluate_run
 from service.orchestration.local import train_here
 from service.orchestration.progress import Update
 from service.orchestration.runs import create_run, read_summary
 from service.settings import override
+from service.telemetry.sinks.event_files import FOLDER
+from tests.journals import texts
 from tests.small import small_config
 
 
@@ -55,8 +57,11 @@ def test_an_interrupt_after_the_last_step_changes_nothing(records: Path, tmp_pat
         small_config(records), [f"run.storage={tmp_path}", "train.max_steps=20", "policy.window=10"]
     )
 
+    stopped: list[int] = []
+
     def interrupt(update: Update) -> None:
-        if update.step == settings.train.max_steps:
+        if update.step == settings.train.max_steps and not stopped:
+            stopped.append(update.step)
             os.kill(os.getpid(), signal.SIGINT)
 
     run, outcome = train_here(settings, on_progress=interrupt)
@@ -64,6 +69,14 @@ def test_an_interrupt_after_the_last_step_changes_nothing(records: Path, tmp_pat
     assert summary is not None
     assert outcome.verdict == summary["verdict"] != "STOPPED"
     assert outcome.verdict != "INTERRUPTED"
+
+
+def test_an_error_before_the_first_look_is_told_to_the_sinks_too(records: Path, tmp_path: Path):
+    overflow = ["model.neck.norm_scale=1e38", "telemetry.sinks=[tensorboard]"]
+    settings = override(small_config(records), [f"run.storage={tmp_path}", *overflow])
+    with pytest.raises(NonFiniteError):
+        train_here(settings, run_id="broken")
+    assert "run/error" in {tag for tag, _, _ in texts(tmp_path / "broken" / FOLDER)}
 
 
 def test_a_run_without_a_checkpoint_cannot_be_evaluated(records: Path, tmp_path: Path):

@@ -149,6 +149,37 @@ def test_a_killed_exporter_gets_everything_again_from_its_drivers_at_the_same_po
     until(exporter_is_gone)
 
 
+def test_a_run_that_starts_while_the_exporter_is_down_gets_it_all_the_same():
+    config = TelemetryConfig(port=0, linger_s=0.0)
+    first = acquire(config, "one", local=False)
+    kill("Exporter")
+    second = acquire(config, "two", local=False)
+    second.push("main", TrialSeries(CONFIG).values)
+    until(lambda: 'reid_train_running{run="two",trial="main"} 1.0' in scraped(second.address))
+    for lease in (first, second):
+        lease.release()
+    until(exporter_is_gone)
+
+
+def test_an_exporter_that_ended_while_a_driver_stood_still_is_back_at_the_same_port():
+    """As it ends when no lease was renewed for a minute: for good."""
+    lease = acquire(TelemetryConfig(port=0, linger_s=0.0), "one", local=False)
+    monitor = Monitor(CONFIG, lease)
+    monitor.hear(News("main", 0, {"step": 7, "total": 100, "line": {}}, ()))
+    until(lambda: 'reid_train_running{run="one",trial="main"} 1.0' in scraped(lease.address))
+    before = scraped(lease.address)
+    ray.kill(ray.get_actor(ACTOR_NAME, namespace=NAMESPACE), no_restart=True)
+    until(lambda: scraped(lease.address) == "")
+
+    def is_whole() -> bool:
+        lease.renew()
+        return scraped(lease.address) == before
+
+    until(is_whole)
+    lease.release()
+    until(exporter_is_gone)
+
+
 def test_two_runs_of_one_name_are_refused_and_the_name_is_free_after_the_first():
     first = start_control("night")
     with pytest.raises(RunError, match="a run named night is going on on this cluster"):

@@ -18,11 +18,13 @@ from ray.train import ControllerError, WorkerGroupError
 from service.config import ClusterConfig, Config, DataConfig
 from service.doctor.check import Status
 from service.doctor.cluster import _resources
-from service.errors import ClusterError, CrossReidError, DataError, NonFiniteError
+from service.errors import ClusterError, CrossReidError, DataError, NonFiniteError, RunError
 from service.orchestration.background import Background
 from service.orchestration.cluster import connected, first_line, require
 from service.orchestration.runs import Run
 from service.orchestration.train import _failed, _watch, ended
+from service.orchestration.trials import new_record
+from service.orchestration.watch import Watch
 from service.orchestration.worker import (
     EndOnFault,
     WorkerFault,
@@ -228,6 +230,45 @@ def test_whatever_ends_a_run_is_told_to_the_monitor_by_name(
     with contextlib.suppress(CrossReidError):
         _watch(run, Background(lambda: returned), monitor, SimpleNamespace())  # type: ignore[arg-type]
     assert told == [("main", name), ("main",)]
+
+
+@pytest.mark.parametrize(
+    ("error", "name"), [(RunError("x"), "RunError"), (RuntimeError("Tune failed"), "program_error")]
+)
+def test_what_ends_a_sweep_is_told_of_every_trial_that_went_on(error: Exception, name: str):
+    def fail() -> Any:
+        raise error
+
+    told: list[tuple[str, str]] = []
+    monitor: Any = SimpleNamespace(
+        look=lambda reader: None,
+        sampled=lambda key, sample: None,
+        placement_groups=lambda key: [],
+        started=["goes on", "over"],
+        failed=lambda key, cause: told.append((key, cause)),
+    )
+    records = {key: new_record(CONFIG, {}) for key in ("goes on", "over", "waits")}
+    records["over"].outcome = {}
+    scheduler: Any = SimpleNamespace(trials=records, ended=set())
+    watch = Watch(Background(fail), scheduler, monitor, SimpleNamespace())  # type: ignore[arg-type]
+    with pytest.raises(type(error)):
+        watch.until_end()
+    assert told == [("goes on", name)]
+
+
+def test_a_fault_of_the_driver_is_told_to_the_monitor_too():
+    def fail() -> Any:
+        raise RuntimeError("x")
+
+    told: list[tuple[str, ...]] = []
+    monitor: Any = SimpleNamespace(
+        look=lambda reader: None,
+        failed=lambda key, cause: told.append((key, cause)),
+        ended=lambda key: told.append((key,)),
+    )
+    with pytest.raises(RuntimeError):
+        _watch(Run("one", Path("/runs/one"), CONFIG), Background(fail), monitor, SimpleNamespace())  # type: ignore[arg-type]
+    assert told == [("main", "program_error"), ("main",)]
 
 
 class OutOfMemoryError(RuntimeError):

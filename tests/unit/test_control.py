@@ -1,6 +1,5 @@
 """The control plane's state, and the driver's monitor, without Ray."""
 
-import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,7 +109,6 @@ def test_a_worker_logs_once_that_no_directives_come(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     control = FakeControl(monkeypatch)
-    monkeypatch.setattr(logging.getLogger("crossreid"), "propagate", True)
     client = ControlClient(control, "a")
     control.state = None
     for _ in range(20):
@@ -148,7 +146,7 @@ class FakeLease:
         self.renewals += 1
 
     def end(self, trial: str) -> None:
-        self.pushed.pop(trial)
+        self.pushed.pop(trial, None)
 
 
 @pytest.fixture
@@ -319,6 +317,9 @@ def test_every_event_is_passed_on_with_its_trial(lease: Any):
     assert lease.pushed["b"]["cross_entropy_best_ratio"] == {(): 0.9}
     assert lease.pushed["b"]["classifier_weight_norm_limit"] == {(): 20.0}
     assert lease.pushed["a"]["sink_failures_total"] == {("mlflow",): 2.0}
+    for key in ("a", "a", "of an earlier driver"):
+        monitor.ended(key)
+    assert heard[3:] == [("a", "end")]
 
 
 LINE = {

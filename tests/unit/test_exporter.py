@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
@@ -12,11 +13,13 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayActorError
 
+from service.config import TelemetryConfig
 from service.decisions import Verdict
+from service.errors import ClusterError
 from service.telemetry import exporter
-from service.telemetry.exporter import Exporter, ExporterLease, Place
+from service.telemetry.exporter import Exporter, ExporterLease, Place, acquire
 from service.telemetry.lines import LINES, PREFIX
 from service.telemetry.series import Series, Server
 from service.telemetry.trial import TrialSeries
@@ -155,6 +158,20 @@ def test_a_new_snapshot_of_an_ended_trial_brings_it_back(scraped: Scraped):
     assert scraped.value("running") == 1
 
 
+def test_what_a_lost_driver_left_goes_though_its_run_is_resumed(scraped: Scraped):
+    """The new driver pushes what runs now; one that waits for room must not seem to run."""
+    scraped.series.take("r", 60)
+    for name in ("goes on", "waits"):
+        scraped.series.push("r", name, trial().values, 60)
+    for scraped.time in range(30, 130, 5):
+        if scraped.time == 30:
+            scraped.series.take("r", 60)
+        scraped.series.lease("r", 60)
+        scraped.series.push("r", "goes on", trial().values, 60)
+        scraped.series.sweep()
+    assert {s.labels["trial"] for s in scraped.samples("running")} == {"goes on"}
+
+
 def test_an_unknown_line_or_a_wrong_number_of_labels_is_refused(scraped: Scraped):
     with pytest.raises(KeyError, match="nonsense"):
         scraped.series.push("r", "t", {"nonsense": {(): 1.0}}, 60)
@@ -213,6 +230,17 @@ def test_the_server_notes_who_scrapes(scraped: Scraped):
     for scraped.time in (1.0, 2.0):
         scraped.text()
     assert scraped.series.release("r") == 3.0
+
+
+def test_those_who_scrape_under_one_name_are_told_apart_by_their_address(scraped: Scraped):
+    scraped.series.push("r", "t", trial().values, 60)
+    for scraped.time, host in ((0.0, "127.0.0.2"), (10.0, "127.0.0.2"), (11.0, ""), (12.0, "")):
+        address = ("127.0.0.1", scraped.server.port)
+        call = HTTPConnection(*address, source_address=(host, 0), timeout=5)
+        call.request("GET", "/metrics", headers={"User-Agent": "Prometheus/3.0"})
+        assert call.getresponse().read()
+        call.close()
+    assert scraped.series.release("r") == 21.0
 
 
 def test_a_run_that_has_nothing_to_show_is_not_waited_for(scraped: Scraped):
@@ -330,20 +358,28 @@ def test_a_restarted_exporter_tries_its_port_until_it_is_free(actor: Exporter):
         actor.sweep()
 
 
-class Lost(RayError):
+class Lost(RayActorError):
     """What a call says while the actor is being started again."""
 
 
-class Handle:
-    """The actor's handle, with an actor in this process that can be lost and started again."""
+class Ended(ActorDiedError):
+    """What a call says once the actor has ended and is not started again."""
 
-    def __init__(self, series: Series) -> None:
-        self.series: Series | None = series
+
+class Handle:
+    """The actor's handle, with an actor in this process that can be lost and started again, or end
+    for good."""
+
+    def __init__(self, series: Series | None) -> None:
+        self.series = series
+        self.has_ended = False
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=lambda *given: self._call(name, *given))
 
     def _call(self, name: str, *given: Any) -> Any:
+        if self.has_ended:
+            return Ended()
         if self.series is None:
             return Lost()
         if name == "renew":
@@ -406,3 +442,60 @@ def test_an_exporter_that_does_not_come_back_holds_nobody_for_ever(handle: Handl
     lease.push("main", trial().values)
     handle.series = None
     assert lease.release() == 0.0
+
+
+def test_an_exporter_that_ended_while_its_driver_stood_still_is_started_anew(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+):
+    anew = Handle(Series())
+    monkeypatch.setattr(exporter, "_actor", lambda: anew)
+    lease = lease_on(handle)
+    lease.push("main", trial().values)
+    handle.has_ended = True
+    for _ in range(3):
+        lease.renew()
+    assert anew.series is not None
+    assert (shown(anew.series), lease.trouble) == ({"main": 1.0}, "")
+
+
+def test_an_end_is_told_again_to_an_exporter_that_is_lost_before_it_was_seen(handle: Handle):
+    lease = lease_on(handle)
+    lease.push("main", trial().values)
+    lease.end("main")
+    lease.release()
+    handle.series, back = None, Series()
+    threading.Timer(0.2, lambda: setattr(handle, "series", back)).start()
+    begin = time.monotonic()
+    assert not lease.wait_until_seen(0.6)
+    assert shown(back) == {"main": 0.0}
+    assert time.monotonic() - begin >= 0.6
+
+
+def test_a_lease_forgets_the_trials_that_nobody_shows_any_more(handle: Handle):
+    lease = lease_on(handle, linger_s=0.0)
+    for number in range(100):
+        lease.push(f"t{number}", trial().values)
+        lease.end(f"t{number}")
+    lease.push("goes on", trial().values)
+    lease.renew()
+    assert list(lease._told) == ["goes on"]
+
+
+@pytest.mark.parametrize("lost", [Lost(), Ended()])
+def test_who_finds_an_exporter_that_is_just_gone_asks_again(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch, lost: Exception
+):
+    place = Place("127.0.0.1", 1, "127.0.0.1:1", "")
+    answers = iter([lost, lost, place])
+    asked = SimpleNamespace(acquire=SimpleNamespace(remote=lambda *given: next(answers)))
+    monkeypatch.setattr(exporter, "_actor", lambda: asked)
+    assert acquire(TelemetryConfig(), "r", local=True).reach == place.reach
+
+
+def test_an_exporter_that_never_stays_is_an_error_that_says_what_to_do(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+):
+    asked = SimpleNamespace(acquire=SimpleNamespace(remote=lambda *given: Ended()))
+    monkeypatch.setattr(exporter, "_actor", lambda: asked)
+    with pytest.raises(ClusterError, match=r"as soon as it starts.*telemetry\.enabled=false"):
+        acquire(TelemetryConfig(), "r", local=True)

@@ -1,6 +1,7 @@
 """Run folders: names, resuming and refusing."""
 
 import shlex
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from service.orchestration.runs import (
     create_run,
     held,
     interrupted,
+    is_run,
+    make_run,
     make_run_id,
     new_run_id,
     open_run,
     plan_run,
     resume_run,
+    taken,
     write_summary,
 )
 from service.settings import load_config, override
@@ -172,6 +176,64 @@ def test_a_run_is_trained_by_one_driver_at_a_time(config: Config):
             again.__enter__()
     with held(run):
         assert (run.path / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("error", [RunError, OSError, KeyboardInterrupt])
+def test_a_new_runs_folder_goes_again_when_nothing_was_begun(
+    config: Config, error: type[BaseException]
+):
+    new = plan_run(config, "one")
+    with pytest.raises(error), taken(new, new=True):
+        raise error
+    assert not new.path.exists()
+
+
+def test_a_new_runs_folder_stays_when_something_was_begun(config: Config):
+    new = plan_run(config, "one")
+
+    def begin_and_fail() -> None:
+        with taken(new, new=True):
+            (new.path / "journal.jsonl").touch()
+            raise RunError
+
+    with pytest.raises(RunError):
+        begin_and_fail()
+    assert (new.path / "journal.jsonl").exists()
+
+
+def test_a_resumed_runs_folder_stays_though_nothing_was_begun(config: Config):
+    run = create_run(config, "one")
+    with pytest.raises(RunError), taken(run, new=False):
+        raise RunError
+    assert is_run(run.path)
+
+
+def test_a_folder_that_another_driver_took_at_once_stays(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    """It resumes the run between its making and its holding."""
+    new = plan_run(config, "one")
+    monkeypatch.setattr(runs, "make_run", lambda run: run)
+    make_run(new)
+    with (
+        held(new),
+        pytest.raises(RunError, match="being trained by another process"),
+        taken(new, new=True),
+    ):
+        pass
+    assert is_run(new.path)
+
+
+def test_a_folder_that_somebody_removed_hides_no_error(config: Config):
+    new = plan_run(config, "one")
+
+    def remove_and_fail() -> None:
+        with taken(new, new=True):
+            shutil.rmtree(new.path)
+            raise RunError("the error")
+
+    with pytest.raises(RunError, match="the error"):
+        remove_and_fail()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from service.telemetry.sinks.channel import Channel
 from service.telemetry.sinks.event_files import FOLDER
 from service.telemetry.sinks.feed import Sinks
 from service.telemetry.sinks.mlflow_runs import metric_name, note
+from service.telemetry.sinks.reading import Source
 from service.telemetry.sinks.sink import Entry, Numbers, Status, Subject, Text
 from tests.journals import (
     Trainer,
@@ -177,6 +178,40 @@ def test_a_sink_that_hangs_holds_up_neither_training_nor_the_end(shelf: Shelf, t
     shelf.gate.set()
     wait_until(lambda: bool(shelf.closed))
     assert shelf.steps == list(range(2, 41, 2))
+
+
+def test_a_storage_that_stumbles_ends_no_sink(shelf: Shelf, trainer: Trainer):
+    stumbles = iter([True])
+
+    def source(trial: str) -> Source:
+        if next(stumbles, False):
+            raise OSError(5, "Input/output error")
+        return source_of(trainer.folder, trainer.folder.name, trial)
+
+    sinks = Sinks({"shelf": shelf}, source)
+    trainer.begin(0)
+    trainer.train(1, 4)
+    sinks.hear("main", {"event": "steps"})
+    wait_until(lambda: shelf.steps == [2, 4])
+    sinks.close()
+    assert sinks.failures == {"shelf": 1}
+
+
+def test_a_reading_that_fails_half_way_loses_no_lines(shelf: Shelf, trainer: Trainer):
+    judged = trainer.folder / "judged.jsonl"
+    channel = Channel(Source("sweep", "t", trainer.folder, judged), shelf)
+    trainer.begin(0)
+    trainer.train(1, 4)
+    channel.catch_up()
+    assert shelf.steps == [2, 4]
+    trainer.train(5, 6)
+    judged.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        channel.catch_up()
+    judged.rmdir()
+    trainer.train(7, 8)
+    channel.catch_up()
+    assert shelf.steps == [2, 4, 6, 8]
 
 
 def test_lines_that_are_not_told_wake_nobody(shelf: Shelf, trainer: Trainer):

@@ -21,13 +21,14 @@ from service.orchestration.runs import Run, held, make_run, read_summary, write_
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.orchestration.sweep_journal import FILE_NAME, SweepJournal
 from service.orchestration.sweeps import head_line, is_sweep, resume_sweep
-from service.orchestration.trials import TrialRecord, is_end
+from service.orchestration.trials import TrialRecord, is_end, new_record
 from service.orchestration.tune import _can_restore
 from service.orchestration.watch import Watch
 from service.orchestration.worker import error_values
 from service.settings import override
 from service.training.journal import Journal
 from service.views_sweep import final
+from tests.reports import CONFIG
 from tests.small import make_records, small_config
 
 SPACE = "tune.space={run.seed: {grid: [0, 1]}}"
@@ -299,6 +300,24 @@ def test_the_watch_tells_who_has_ended_and_starts_nothing_while_it_stops(
     assert told.put_while_closed == {"a": True, "late": True}
 
 
+def test_an_error_is_told_by_the_driver_under_which_it_happened_and_no_later_one():
+    records = {key: new_record(CONFIG, {}) for key in ("before", "now")}
+    error = {"error": {"type": "NonFiniteError", "message": "x"}}
+    records["before"].outcome = error
+    scheduler: Any = SimpleNamespace(trials=records, ended={"before", "now"})
+    told: list[tuple[str, ...]] = []
+    monitor: Any = SimpleNamespace(
+        look=lambda reader: None,
+        sampled=lambda key, sample: None,
+        failed=lambda key, name: told.append((key, name)),
+        ended=lambda key: told.append((key,)),
+    )
+    watching = Watch(SimpleNamespace(), scheduler, monitor, SimpleNamespace())  # type: ignore[arg-type]
+    records["now"].outcome = error
+    watching._look()
+    assert sorted(told) == [("before",), ("now",), ("now", "non_finite")]
+
+
 def test_a_trial_whose_workers_come_up_after_the_interrupt_is_asked_to_stop(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -332,7 +351,7 @@ def test_what_a_killed_trial_holds_is_taken_once_its_controller_is_dead_and_agai
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(watch, "actor_is_dead", lambda actor: actor in dead)
     monkeypatch.setattr(watch, "remove_placement_group", lambda group: removed.append(group.id))
-    record = SimpleNamespace(killed=False, controller="c")
+    record = SimpleNamespace(killed=False, controller="c", outcome=None)
     scheduler: Any = SimpleNamespace(trials={"a": record})
     told: Any = Told(scheduler)
     told.groups = [SimpleNamespace(id="first")]

@@ -112,8 +112,10 @@ class Listener:
         """The labels of every message about alerts of that name."""
         return [a["labels"] for a in self.alerts if a["labels"]["alertname"] == name]
 
-    def fired(self, run: str) -> set[str]:
-        return {a["labels"]["alertname"] for a in self.alerts if a["labels"].get("run") == run}
+    def fired(self, run: str, *, but: str) -> set[str]:
+        """Alerts about the run, but those of one signal."""
+        about = [a["labels"] for a in self.alerts if a["labels"].get("run") == run]
+        return {labels["alertname"] for labels in about if labels["signal"] != but}
 
     def open_ones(self) -> set[tuple[str, str]]:
         """Alerts, with their runs, whose last message was that they fire."""

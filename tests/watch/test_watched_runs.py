@@ -243,7 +243,8 @@ def test_every_run_ends_as_it_should(seen: Seen):
 
 
 def test_a_healthy_run_wakes_nobody(seen: Seen):
-    assert seen.listener.fired("healthy") <= {"ExporterDown"}
+    """Its speed does fall, for seconds, while others start and end on the same cores."""
+    assert seen.listener.fired("healthy", but="speed") == set()
 
 
 def test_a_no_go_reaches_the_webhook_with_its_cause_and_resolves(seen: Seen):

@@ -33,8 +33,7 @@ class Channel:
         Where steps were trained again, a new sink begins with what counts.
         """
         self._deliver()
-        is_open_or_over = self._has_begun and (self._sink is not None or self._reader.is_over)
-        entries = self._reader.more() if is_open_or_over else None
+        entries = self._news()
         if entries is None:
             self._end(Status.SUPERSEDED)
             entries = self._reader.again()
@@ -49,6 +48,17 @@ class Channel:
     def close(self) -> None:
         """Ends the sink, if one is open, as the trial ended."""
         self._end(self._reader.status)
+
+    def _news(self) -> list[Entry] | None:
+        """What has come since the last call; None when the story is to be told from its beginning.
+
+        So it is after a reading that failed, which may have taken lines that nobody got.
+        """
+        goes_on = self._has_begun and (self._sink is not None or self._reader.is_over)
+        self._has_begun = False
+        entries = self._reader.more() if goes_on else None
+        self._has_begun = goes_on
+        return entries
 
     def _deliver(self) -> None:
         if self._sink is not None:

@@ -28,7 +28,8 @@ _NAME = "events.out.tfevents.{number:010d}.crossreid"
 
 
 class TensorBoard:
-    """Event files in each trial's folder, or in `out`: there in a folder for each trial of a sweep.
+    """Event files in each trial's folder, or in `out`: in a folder for each run, and in that one
+    for each trial.
 
     Numbers are kept as 32-bit floats.
     """
@@ -40,7 +41,7 @@ class TensorBoard:
         """Raises OSError when the folder cannot be written."""
         if self._out is None:
             return EventFile(subject.folder / FOLDER, subject)
-        return EventFile(self._out / subject.trial, subject)
+        return EventFile(self._out / subject.group / subject.trial, subject)
 
 
 class EventFile:

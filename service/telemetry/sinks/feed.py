@@ -92,7 +92,7 @@ class Feed:
                 self._pause_s = _RETRY_S[0]
             else:
                 self._pause(trial)
-        for trial in list(self._channels):
+        for trial in {**self._channels, **self._news}:
             if self._carry(trial, Channel.catch_up):
                 self._carry(trial, Channel.close)
 
@@ -101,8 +101,6 @@ class Feed:
         with self._wake:
             self._wake.wait_for(lambda: self._news or self._is_closing)
             if self._is_closing:
-                for trial in self._news:
-                    self._channel(trial)
                 return None
             trial = next(iter(self._news))
             del self._news[trial]
@@ -116,8 +114,8 @@ class Feed:
         self._pause_s = min(2 * self._pause_s, _RETRY_S[1])
 
     def _carry(self, trial: str, act: Callable[[Channel], None]) -> bool:
-        channel = self._channel(trial)
         try:
+            channel = self._channel(trial)
             act(channel)
         except Exception as error:  # noqa: BLE001  any library may raise anything; it is counted
             self._failed(trial, error)
