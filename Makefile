@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check prove bench dashboards schema clean
+.PHONY: help setup demo test check prove bench dashboards manifests schema clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
@@ -23,6 +23,7 @@ help:
 	@echo "make prove  every fault planted and named, twenty healthy runs left alone; a table, ten minutes"
 	@echo "make bench  benchmarks with their bars, as JSON lines"
 	@echo "make dashboards  writes Grafana's dashboards again, from service/telemetry/panels"
+	@echo "make manifests  writes what deploy/kuberay and docker repeat of deploy/prometheus and deploy/grafana"
 	@echo "make clean  removes .venv and the demo's data (runs/data); trained runs stay"
 
 setup: $(READY)
@@ -74,7 +75,7 @@ check: $(READY)
 
 # What starts Ray or several ranks has the machine for itself; the rest shares its cores.
 test: check schema
-	$(ENV) $(BIN)/pytest -n 2 -m "not prove and not ray" tests/integration tests/watch
+	$(ENV) $(BIN)/pytest -n 2 -m "not prove and not ray" tests/integration tests/watch tests/deploy
 	$(ENV) $(BIN)/pytest -m "not prove" tests/distributed tests/gpu tests/ray tests/watch/test_watched_runs.py \
 	  tests/integration/test_demo.py
 
@@ -88,6 +89,10 @@ bench: $(READY)
 
 dashboards: $(READY)
 	$(BIN)/python -m deploy.grafana.build
+
+manifests: $(READY)
+	$(BIN)/python -m deploy.kuberay.build
+	$(BIN)/python -m deploy.compose
 
 # Grafana Labs' types, for the check of the dashboards; without them that check is skipped, and says so.
 schema:
