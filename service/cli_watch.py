@@ -106,7 +106,9 @@ def _hours(word: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number <= 24 * 365:
-        raise argparse.ArgumentTypeError(f"expected hours above 0, found {word!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected hours above 0, at most a year of them; found {word!r}"
+        )
     return number
 
 

@@ -62,6 +62,8 @@ def export(
     for number, trial in enumerate(trials, start=1):
         channel = Channel(source_of(found.path, found.run_id, trial), place)
         _send(channel, to, trial)
+        if not channel.numbers + channel.texts:
+            raise RunError(f"{found.path}: the journal of trial {trial} has no line to send yet")
         exports.append(
             Export(trial, channel.where, channel.numbers, channel.texts, channel.changed)
         )

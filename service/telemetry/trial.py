@@ -72,6 +72,8 @@ class TrialSeries:
 
     def stopped(self, step: int) -> None:
         """The trial was stopped at `step`: what the rest would have cost is saved."""
+        if "global_step" in self._values:
+            self._values["global_step"] = {(): float(step)}
         total = self._values.get("total_steps", {}).get(())
         spent = sum(self._values["step_phase_seconds_total"].values())
         count = self._values["steps_total"][()]

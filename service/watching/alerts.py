@@ -7,6 +7,8 @@ from typing import Any
 WATCHDOG = "Watchdog"
 SILENCE_S = 180.0
 """Seconds without the Watchdog after which alerting counts as broken; it comes every minute."""
+_LATE_S = 10.0
+"""Seconds in which every receiver has heard of a change; they hear at most 5 s apart."""
 _KNOWN = 10_000
 """Alerts remembered at most; the oldest are forgotten first."""
 
@@ -17,7 +19,7 @@ class Board:
 
     def __init__(self, now: float) -> None:
         self._lock = threading.Lock()
-        self._told: dict[str, tuple[str, str]] = {}
+        self._told: dict[str, tuple[str, str, float]] = {}
         self._watchdog_at = now
         self._is_silent = False
 
@@ -44,11 +46,13 @@ class Board:
         labels, status = alert["labels"], alert["status"]
         if labels.get("alertname") == WATCHDOG:
             return self._watchdog(now) if status == "firing" else ""
-        known = self._told.get(alert["fingerprint"], ("", ""))
-        is_told = known[0] == alert["startsAt"] if status == "firing" else known[1] != "firing"
-        if is_told:
+        start, was, at = self._told.get(alert["fingerprint"], ("", "", now))
+        # What fires with a start that was told over is another receiver's late copy, or was taken
+        # for over by mistake, when Prometheus had stood still.
+        is_copy = start == alert["startsAt"] and (was == "firing" or now - at < _LATE_S)
+        if is_copy if status == "firing" else was != "firing":
             return ""
-        self._remember(alert["fingerprint"], (alert["startsAt"], status))
+        self._remember(alert["fingerprint"], (alert["startsAt"], status, now))
         return firing_line(alert) if status == "firing" else resolved_line(alert)
 
     def _watchdog(self, now: float) -> str:
@@ -56,7 +60,7 @@ class Board:
         was_silent, self._is_silent = self._is_silent, False
         return f"{'resolved':<8}  {WATCHDOG}  comes again, and so do alerts" if was_silent else ""
 
-    def _remember(self, fingerprint: str, told: tuple[str, str]) -> None:
+    def _remember(self, fingerprint: str, told: tuple[str, str, float]) -> None:
         self._told.pop(fingerprint, None)
         self._told[fingerprint] = told
         if len(self._told) > _KNOWN:

@@ -58,7 +58,7 @@ def questions(view: View) -> tuple[Question, ...]:
 def choose(
     server: Prometheus, run: str | None, trial: str | None, *, hours: float, now: float
 ) -> Choice:
-    """The run with the newest heartbeat in the last `hours`, or the named one, and its trials.
+    """The newest run in the last `hours`, or the named one, and its trials.
 
     Raises:
         WatchError: there is no run in that time, or no run or trial of that name; names the known.
@@ -148,10 +148,22 @@ def _lengths(span: Span) -> dict[str, float]:
 
 
 def _newest(server: Prometheus, runs: list[str], lately: str, now: float) -> str | None:
-    """The run whose last step is the newest; a run without a step counts as the oldest."""
+    """Of the runs that run now the one that began last, so that a page stays with it; else the one
+    whose last step is the newest."""
     steps = f"max by (run) (last_over_time({PREFIX}heartbeat_timestamp_seconds{lately}))"
-    heard = {s.labels.get("run", ""): s.points[0][1] for s in server.at(steps, now)}
-    return max(runs, key=lambda run: heard.get(run, 0.0), default=None)
+    begun = f"min by (run) (min_over_time(timestamp({_RUNNING}){lately[:-1]}:1m]))"
+    heard, began = _by_run(server.at(steps, now)), _by_run(server.at(begun, now))
+    running = _by_run(server.at(f"count by (run) ({_RUNNING} == 1)", now))
+
+    def rank(run: str) -> tuple[bool, float]:
+        # One that is too young for the minutes looked at began last.
+        return (True, began.get(run, now)) if run in running else (False, heard.get(run, 0.0))
+
+    return max(runs, key=rank, default=None)
+
+
+def _by_run(found: tuple[Series, ...]) -> dict[str, float]:
+    return {one.labels.get("run", ""): one.points[0][1] for one in found}
 
 
 def _no_run(server: Prometheus, run: str | None, lately: list[str], hours: float) -> WatchError:
@@ -160,7 +172,8 @@ def _no_run(server: Prometheus, run: str | None, lately: list[str], hours: float
     if not ever:
         return WatchError(
             f"{server.url} knows {wanted} and no other: it has never scraped an exporter of "
-            "crossreid; is a run training, and is its exporter (telemetry.port) among the targets?"
+            "crossreid. A run says in STORAGE/exporters where its exporter is, which crossreid "
+            "watch reads; others are named with --target"
         )
     known = f"within that time it knows {_listed(lately) or 'none'}, ever {_listed(ever)}"
     return WatchError(

@@ -12,7 +12,12 @@ from service.watching.markup import Element, code_words, element
 from service.watching.standing import Standing
 
 _ERROR_COLOR = "red"
-_STATE_COLORS = {"silent": "orange", "training": "green", "all steps done": "green"}
+_STATE_COLORS = {
+    "silent": "orange",
+    "gone": "orange",
+    "training": "green",
+    "all steps done": "green",
+}
 _DAY_S = 86400.0
 _MANY = 4
 """Trials that still have large letters."""
@@ -77,6 +82,8 @@ def _trial(one: Standing, frame: Frame, now: float, *, is_plain: bool) -> Elemen
 
 
 def _state(one: Standing) -> str:
+    if one.state == "gone":
+        return "gone without a word: it has died, or is not scraped any more"
     if one.state == "silent" and one.silent_s is not None:
         return f"silent for {duration(one.silent_s)}: it hangs, has died, or is not scraped"
     return one.state

@@ -19,7 +19,7 @@ def prometheus_order(program: Program, place: Place, data: Path, settings: str) 
         f"--storage.tsdb.path={data / 'prometheus'}",
         *(f"--storage.tsdb.retention.{kind}={limit}" for kind, limit in KEPT.items()),
         # What fires at once is told before Alertmanager is known, to nobody: said again soon.
-        "--rules.alert.resend-delay=5s",
+        "--rules.alert.resend-delay=20s",
     )
     return _order(program, place, options, data / "prometheus.log")
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Iterable
 
 from service.errors import WatchError
 from service.watching.prometheus import Prometheus
 
 _RUNNING = "count by (run) (reid_train_running == 1)"
+_ENDED = "max by (run) (last_over_time(reid_train_running[2m])) == 0"
+"""Runs whose trials have all said that they ended."""
 
 
 class Runs:
@@ -26,12 +27,15 @@ class Runs:
         self._next = time.monotonic() + self._every_s
         # A Prometheus that does not answer is busy, or has ended, which others tell.
         with contextlib.suppress(WatchError):
-            series = self._prometheus.at(_RUNNING, time.time())
-            return self._compare(one.labels["run"] for one in series)
+            return self._compare(self._runs(_RUNNING), self._runs(_ENDED))
         return []
 
-    def _compare(self, running: Iterable[str]) -> list[str]:
-        before, self._seen = self._seen, set(running)
-        came, went = sorted(self._seen - before), sorted(before - self._seen)
+    def _runs(self, expr: str) -> set[str]:
+        return {one.labels["run"] for one in self._prometheus.at(expr, time.time())}
+
+    def _compare(self, running: set[str], ended: set[str]) -> list[str]:
+        before, self._seen = self._seen, running
+        came, went = sorted(running - before), sorted(before - running)
         lines = [f"{'running':<8}  {run}" for run in came]
-        return lines + [f"{'over':<8}  {run} is no longer seen running" for run in went]
+        lines += [f"{'over':<8}  {run} has ended" for run in went if run in ended]
+        return lines + [f"{'gone':<8}  {run}, without a word" for run in went if run not in ended]

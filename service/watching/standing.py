@@ -11,6 +11,8 @@ from service.watching.prometheus import Series
 
 SILENT_S = 120.0
 """Seconds without a step after which a trial that should train counts as silent."""
+GONE_S = 90.0
+"""Seconds without a sample after which a trial has gone, even if scraped once a minute."""
 _PACE_S = 600.0
 """Over the last so many seconds the pace is taken."""
 
@@ -35,8 +37,8 @@ class Standing:
 
     verdict: empty when none is known. cause: its value, or that of the error that ended the trial.
     is_error: an error ended it. is_running: it says that it trains. silent_s: seconds since its
-    last step, None before the first. eta: Unix time of its last step at the present pace, None
-    where that cannot be told.
+    last step, None before the first. unseen_s: seconds since its last sample. eta: Unix time of
+    its last step at the present pace, None where that cannot be told.
     """
 
     trial: str
@@ -47,6 +49,7 @@ class Standing:
     step: int
     total: int
     silent_s: float | None
+    unseen_s: float
     eta: float | None
 
     @property
@@ -65,6 +68,8 @@ class Standing:
             return "all steps done"
         if not self.is_running:
             return "ended"
+        if self.unseen_s > GONE_S:
+            return "gone"
         if self.silent_s is None:
             return "no step yet"
         return "silent" if self.silent_s > SILENT_S else "training"
@@ -114,6 +119,7 @@ def _standing(trial: str, told: Mapping[Question, Series | None], now: float) ->
         step=int(_newest(told[_STEP]) or 0),
         total=int(_newest(told[_TOTAL]) or 0),
         silent_s=None if heartbeat is None else max(now - heartbeat, 0.0),
+        unseen_s=now - (_newest(told[_VERDICT_NOW]) or 0.0) / 1000,
         eta=None,
     )
     speed = pace(steps.points) if steps and steps.points else None

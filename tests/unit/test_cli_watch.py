@@ -24,7 +24,7 @@ from service import cli
         (("--alertmanager-port", "-1"), "expected a port"),
         (("--webhook", "chat.example.org"), "expected http://... or https://..."),
         (("--webhook", "ftp://a"), "expected http://... or https://..."),
-        (("--hours", "0"), "expected hours above 0, found '0'"),
+        (("--hours", "0"), "found '0'"),
         (("--hours", "nan"), "expected hours above 0"),
     ],
 )

@@ -61,6 +61,15 @@ def test_however_often_and_to_however_many_it_is_told_each_change_is_one_line(da
     assert [line.split()[0] for line in lines] == ["warning", "resolved"] * episodes
 
 
+def test_an_alert_that_was_taken_for_over_is_told_again_when_it_still_fires():
+    board = Board(0.0)
+    for status, now in (("firing", 0.0), ("resolved", 60.0), ("firing", 63.0)):
+        board.hear(message(alert(status)), now)
+    assert board.hear(message(alert("firing")), 75.0) != []
+    assert board.hear(message(alert("firing")), 80.0) == []
+    assert board.hear(message(alert("resolved")), 90.0) == ["resolved  DataBound  r/main"]
+
+
 def test_what_ended_before_anybody_was_told_is_not_told():
     assert Board(0.0).hear(message(alert("resolved")), 0.0) == []
 

@@ -69,6 +69,7 @@ def test_a_trial_that_trains_says_when_it_ends():
     ("facts", "state"),
     [
         ({"heartbeat": NOW - SILENT_S - 1}, "silent"),
+        ({"is_gone": True}, "gone"),
         ({"heartbeat": None, "steps": (), "total": 0.0}, "no step yet"),
         ({"running": 0.0}, "ended"),
         ({"step": 1000.0}, "all steps done"),

@@ -218,7 +218,7 @@ def test_the_head_says_verdict_cause_and_progress_of_each_trial(of_sweep: str):
     assert set(entries) == {"good", "stuck", ODD_TRIAL}
     assert entries["good"].startswith("RAISE")
     assert "step 9,000 of 20,000 (45 %)" in entries["good"]
-    assert "silent for" in entries["good"]
+    assert "gone without a word" in entries["good"]
     words, remedy = WORDS[Cause.HEAD_LR_TOO_SMALL]
     assert entries["stuck"].startswith("NO_GO")
     assert "stopped" in entries["stuck"]

@@ -154,7 +154,7 @@ def test_a_run_that_starts_later_is_found_by_its_file_and_told_when_it_is_over(
         assert eventually(lambda: watch.lines("over"))
     # The name is another's words: it must not reach the terminal as a command.
     name = "late-2\N{REPLACEMENT CHARACTER}[2J"
-    told = [f"running   {name}", f"over      {name} is no longer seen running"]
+    told = [f"running   {name}", f"over      {name} has ended"]
     assert [line for line in watch.lines("late-2") if "page" not in line] == told
 
 

@@ -119,8 +119,8 @@ def series(name: str, where: str, *matchers: str) -> str:
 
 
 def curve(name: str, where: str, legend: str = "{{trial}}") -> Target:
-    """A line as it is."""
-    return Target(series(name, where), legend)
+    """A line as it is, whatever address serves it."""
+    return Target(f"max without (instance) ({series(name, where)})", legend)
 
 
 def bound(gate: str, where: str, color: str) -> Target:
@@ -130,8 +130,19 @@ def bound(gate: str, where: str, color: str) -> Target:
 
 
 def latest(name: str, where: str, *, over: str = "run, trial", take: str = "max") -> str:
-    """The newest value in the time shown, also of trials that are gone by its end."""
-    return f"{take} by ({over}) (last_over_time({series(name, where)}[$__range]))"
+    """The newest value in the time shown, also of trials that are gone by its end.
+
+    A resumed trial may be served at another address than before: what counts is the one with its
+    newest step. A sum takes all of them.
+    """
+    seen = f"last_over_time({series(name, where)}[$__range])"
+    if take == "sum":
+        return f"sum by ({over}) ({seen})"
+    steps = f"last_over_time({series('heartbeat_timestamp_seconds', where)}[$__range])"
+    newest = f"topk by (run, trial) (1, max by (run, trial, instance) ({steps}))"
+    chosen = f"{seen} and on (run, trial, instance) {newest}"
+    # A trial without a step has been at no other address.
+    return f"{take} by ({over}) ({chosen} or {seen} unless on (run, trial) {steps})"
 
 
 VERDICT_WORDS = tuple(
@@ -162,9 +173,10 @@ def verdict_in_force(where: str) -> str:
 def verdict_last_seen(where: str) -> str:
     """When each trial's last verdict was last seen, in ms, with verdict and cause as labels.
 
-    An ended trial stays for `telemetry.linger_s`, so steps of 15 s see the last verdict of each.
+    An ended trial stays for `telemetry.linger_s`, or for one scrape, so steps of 5 s see the last
+    verdict of each.
     """
-    seen = f"max_over_time(timestamp({series('verdict_info', where)})[$__range:15s])"
+    seen = f"max_over_time(timestamp({series('verdict_info', where)})[$__range:5s])"
     return f"topk by (run, trial) (1, max by (run, trial, verdict, cause) ({seen})) * 1000"
 
 
