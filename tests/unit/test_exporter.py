@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from socketserver import BaseServer
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
@@ -24,6 +25,14 @@ from service.telemetry.lines import LINES, PREFIX
 from service.telemetry.series import Series, Server
 from service.telemetry.trial import TrialSeries
 from tests.reports import CONFIG, HEALTHY, LN_C, START, decision, healthy
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_ends() -> Iterator[None]:
+    """A server looks only every half second whether it is to end; here more often."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
+        yield
 
 
 class Scraped:
