@@ -22,9 +22,8 @@ _MADE = "# Made by make manifests from {source}; change that.\n"
 _CLUSTER = """\
 # A long-lived Ray cluster, to which jobs are submitted.
 #   kubectl apply -k deploy/kuberay/cluster
-# The autoscaler adds machines for what waits, and takes them away after ten idle minutes. A run is
-# refused if the machines it asks for are not there when it starts, so minReplicas is what one run
-# needs; a sweep's further trials need it raised before.
+# Without a run there is no GPU machine: the autoscaler adds machines for a run that waits for them
+# (cluster.wait_s=1800), and takes them away after ten idle minutes.
 """
 _MAX_MACHINES = 4
 _IDLE_S = 600
@@ -83,7 +82,7 @@ def cluster(job: Json) -> Json:
         "volumeMounts": [m for m in head["volumeMounts"] if m["name"] in ("tmp", "home")],
     }
     for group in spec["workerGroupSpecs"]:
-        group["maxReplicas"] = _MAX_MACHINES
+        group |= {"replicas": 0, "minReplicas": 0, "maxReplicas": _MAX_MACHINES}
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
