@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check prove bench dashboards manifests schema clean
+.PHONY: help setup demo test check prove chaos bench dashboards manifests schema clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
@@ -21,6 +21,7 @@ help:
 	@echo "make test   every test that this machine can run"
 	@echo "make check  lint, types, import contracts, fast tests"
 	@echo "make prove  every fault planted and named, twenty healthy runs left alone; a table, ten minutes"
+	@echo "make chaos  kills 100 processes of real runs, which must end as if nothing had been; half an hour"
 	@echo "make bench  benchmarks with their bars, as JSON lines"
 	@echo "make dashboards  writes Grafana's dashboards again, from service/telemetry/panels"
 	@echo "make manifests  writes what deploy/kuberay and docker repeat of deploy/prometheus and deploy/grafana"
@@ -37,8 +38,11 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Updating .venv: pip install of what pyproject.toml and constraints.txt say."; \
 	else $(MAKE) -s --no-print-directory .venv-new PYTHON="$(PYTHON)"; fi
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
-	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' 2> .venv/pip.log \
+	@# pip compiles on one core. What is not compiled costs every process that loads it, where Python
+	@# may not keep its own (PYTHONDONTWRITEBYTECODE). Packages hold some files that cannot be.
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e '.[dev]' 2> .venv/pip.log \
 	  || { cat .venv/pip.log; echo "Installation failed; the lines above say why."; exit 1; }
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $(READY)
 	@echo "Ready."
 
@@ -73,16 +77,23 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(ENV) $(BIN)/pytest -q -n 2 tests/unit tests/properties
 
-# What starts Ray or several ranks has the machine for itself; the rest shares its cores.
+# What starts Ray or several ranks has the machine for itself, but for what keeps to its own cluster
+# and minds no load; the rest shares its cores. The longest comes first: nothing long is put behind it.
+OWN_RAY := tests/chaos tests/hosts tests/ray/test_submit.py tests/ray/test_train.py
 test: check schema
 	$(ENV) $(BIN)/pytest -n 2 -m "not prove and not ray" tests/integration tests/watch tests/deploy
-	$(ENV) $(BIN)/pytest -m "not prove" tests/distributed tests/gpu tests/ray tests/watch/test_watched_runs.py \
-	  tests/integration/test_demo.py
+	$(ENV) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove" $(OWN_RAY)
+	$(ENV) $(BIN)/pytest -m "not prove" $(OWN_RAY:%=--ignore=%) tests/distributed tests/gpu tests/ray \
+	  tests/watch/test_watched_runs.py tests/integration/test_demo.py
 
 prove: $(READY)
 	$(ENV) $(BIN)/pytest -q -n 2 -m prove tests/integration
-	$(ENV) $(BIN)/pytest -q -m prove tests/ray
+	$(ENV) $(BIN)/pytest -q -m prove tests/ray tests/hosts
 	$(ENV) $(BIN)/pytest -q -s -m prove tests/watch
+
+# CHAOS_SEED=N CHAOS_KILLS=N repeats what it has found.
+chaos: $(READY)
+	$(ENV) $(BIN)/python -m tests.chaos
 
 bench: $(READY)
 	@status=0; for file in tests/bench/bench_*.py; do $(ENV) $(BIN)/python $$file || status=1; done; exit $$status

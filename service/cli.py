@@ -16,8 +16,10 @@ from service import __version__
 from service.cli_data import add_data, data_answer
 from service.cli_doctor import add_doctor, add_explain, answer, explanation
 from service.cli_export import add_export, exported
+from service.cli_jobs import add_jobs, looked
+from service.cli_submit import add_submit, submitted
 from service.cli_watch import add_watch
-from service.cli_words import Answer, Run
+from service.cli_words import Answer, Run, add_checkpoint
 from service.errors import ConfigError, CrossReidError, ExitCode
 
 _EPILOG = """\
@@ -77,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     add_explain(commands, _command, _shows(explanation))
     add_watch(commands, _command)
     add_export(commands, _command, _shows(exported))
+    add_submit(commands, _command, _shows(submitted))
+    add_jobs(commands, _command, _shows(looked))
     return parser
 
 
@@ -117,9 +121,10 @@ def _add_tune(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a run's newest checkpoint")
+    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a checkpoint of a run")
     evaluate.add_argument("run_name", metavar="RUN", help="its id or folder")
     evaluate.add_argument("--storage", default="runs", help="where ids are looked for")
+    add_checkpoint(evaluate)
 
 
 def _add_config(commands: Any) -> None:
@@ -265,8 +270,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     from service import views
     from service.orchestration.evaluate import evaluate_run
 
-    run, summary = evaluate_run(args.run_name, storage=args.storage)
-    text = f"{views.evaluation(summary)}written to {run.path / 'summary.json'}\n"
+    run, summary = evaluate_run(args.run_name, storage=args.storage, checkpoint=args.checkpoint)
+    done = f"checkpoint of step {summary['evaluated_step']}, written to {run.path}/summary.json\n"
+    text = views.evaluation(summary) + done
     _result(args, summary, text)
     return ExitCode.OK
 

@@ -19,3 +19,13 @@ class Answer:
     values: dict[str, Any]
     text: str
     exit_code: int = ExitCode.OK
+
+
+def add_checkpoint(evaluate: argparse.ArgumentParser) -> None:
+    """Which checkpoint an evaluation takes."""
+    evaluate.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="WHICH",
+        help="last (default), best (lowest cross-entropy), or a step",
+    )

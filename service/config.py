@@ -29,7 +29,10 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")] = "run"
     storage: str = "runs"
-    """Folder or fsspec URL under which `<run id>/` is made."""
+    """Folder, the same on all machines, under which `<run id>/` is made."""
+    checkpoints: str | None = None
+    """Folder or fsspec URL under which `<run id>/checkpoint_*` are written; None is the run's own
+    folder. Without a password: the config lies in the run's folder."""
     seed: NotNegative = 0
 
 
@@ -249,6 +252,13 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 500
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """The newest ones that stay; the best one stays too."""
+    failed_checkpoints: NotNegative = 3
+    """Checkpoints in a row that may fail to be written before the run ends."""
+    deterministic: bool = False
+    """A resumed run equals the uninterrupted one bit for bit on any number of workers, and GPUs use
+    deterministic kernels only; slower. Without it that holds on one and two CPU workers, and from
+    three on up to the order of additions."""
 
 
 class LogConfig(Section):
@@ -351,10 +361,33 @@ class ClusterConfig(Section):
     num_workers: Positive = 1
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    min_workers: Positive | None = None
+    """The run goes on with so few workers while machines are missing, and grows again up to
+    `num_workers`; the global batch stays. None means always `num_workers`."""
+    resize_s: Annotated[float, Field(gt=0)] = 60.0
+    """With `min_workers`: seconds between two looks for machines to grow to."""
+    wait_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds to wait for machines that an autoscaler has yet to start; 0 refuses a run that the
+    machines now there cannot hold. After a loss the run waits at least ten minutes."""
     max_failures: NotNegative = 3
     """Lost workers that a run survives; verdicts and user errors are never retried."""
+    collective_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that workers wait for one that does not come, before all are started again."""
     poll_s: Annotated[float, Field(gt=0, le=10)] = 0.2
     """Seconds between the controller's looks at its workers."""
+
+    @model_validator(mode="after")
+    def _fewest_workers_come_first(self) -> "ClusterConfig":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers={self.min_workers} is above num_workers={self.num_workers}"
+            )
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """The least workers that the run goes on with."""
+        return self.min_workers or self.num_workers
 
     @property
     def devices(self) -> tuple[str, float]:
@@ -475,7 +508,7 @@ class Config(Section):
         values["run"] = {"seed": self.run.seed}
         values["log"] = {"health_every": self.log.health_every}
         values["train"] = self.train.model_dump(
-            mode="json", include={"precision", "epochs", "max_steps"}
+            mode="json", include={"precision", "epochs", "max_steps", "deterministic"}
         )
         return values
 

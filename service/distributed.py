@@ -2,17 +2,19 @@
 
 The only module that uses `torch.distributed`. Every method marked *collective* must be called by
 all ranks, in the same order. If one rank does not call it, the others wait until the time limit of
-the process group and then raise a RuntimeError from the backend; the run is restarted from its
-checkpoint. So nothing may leave the step on one rank alone: first `agree`, then all raise.
+the process group and then raise a RuntimeError from the backend, which `names_the_lost` turns into
+an error that says who did not come; the run is restarted from its checkpoint. So nothing may leave
+the step on one rank alone: first `agree`, then all raise.
 """
 
+import contextlib
 import gc
 import hashlib
 import math
 import os
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +25,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from service.errors import ClusterError
+from service.rollcall import (
+    Store,
+    backstop_s,
+    is_late,
+    is_lost_peer,
+    lost_ranks,
+    name_of_this_process,
+)
 
 T = TypeVar("T")
 
@@ -47,6 +57,11 @@ class Distributed:
     """Beside NCCL, a gloo group for flags and objects: they wait for no device. Weak, because
     gloo's threads end with the group object, which must be before the interpreter ends."""
     _owned: bool = False
+    _limit_s: float = TIMEOUT_S
+    _names: tuple[str, ...] = ()
+    """Of the processes behind the ranks."""
+    _store: Store | None = None
+    """A connection of its own to the ranks' store."""
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> "Distributed":
@@ -80,8 +95,8 @@ class Distributed:
     def adopt(cls, device: torch.device | str, timeout_s: float = TIMEOUT_S) -> "Distributed":
         """Join the process group that somebody else, such as Ray Train, has started. *Collective*.
 
-        `close` leaves that group alone. timeout_s holds for flags and objects; tensors keep the
-        limit that the group was started with.
+        `close` leaves that group alone. timeout_s: seconds, > 0, for every collective; over NCCL
+        tensors keep the limit that the group was started with.
 
         Raises:
             ClusterError: no process group has been started.
@@ -107,8 +122,9 @@ class Distributed:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             rendezvous["device_id"] = device
+        limit_s = backstop_s(timeout_s) if backend == "nccl" else timeout_s
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **rendezvous)
+            dist.init_process_group(backend, timeout=timedelta(seconds=limit_s), **rendezvous)
         except (dist.DistError, ValueError) as error:
             raise ClusterError(
                 f"the ranks did not find each other: {error}; check that all of them were started "
@@ -125,7 +141,41 @@ class Distributed:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
             assert isinstance(group, dist.ProcessGroup)
             side = weakref.ref(group)
-        return cls(dist.get_rank(), dist.get_world_size(), device, backend, side, owned)
+        store: Any = _default_group().get_group_store().clone()
+        here = cls(
+            dist.get_rank(), dist.get_world_size(), device, backend, side, owned, _store=store
+        ).limited(timeout_s)
+        return replace(here, _names=tuple(here.gather_objects(name_of_this_process())))
+
+    def limited(self, timeout_s: float) -> "Distributed":
+        """The same, with another time limit for its collectives. Every rank must call it.
+
+        timeout_s: seconds, > 0. Over NCCL it holds for flags and objects, at the next step at the
+        latest; NCCL itself aborts the process when its own limit ends, so that stays longer.
+        """
+        if self.world > 1:
+            group = self._control or _default_group()
+            group.set_timeout(timedelta(seconds=timeout_s))
+        return replace(self, _limit_s=timeout_s)
+
+    @contextlib.contextmanager
+    def names_the_lost(self) -> Iterator[None]:
+        """Turns the failure of a collective in the block into an error that says who did not come.
+
+        It asks the other ranks, for `patience_s` at most. The process group is of no use any more.
+
+        Raises:
+            LostRankError: another rank hangs or has ended.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._store is None or not is_lost_peer(error):
+                raise
+            late, limit_s = is_late(error), self._limit_s
+            raise lost_ranks(
+                self._store, self.rank, self._names, limit_s=limit_s, late=late
+            ) from error
 
     @property
     def _control(self) -> dist.ProcessGroup | None:
@@ -223,25 +273,50 @@ class Distributed:
         if self.world > 1:
             dist.barrier(self._control)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, *, fixed_order: bool = False) -> nn.Module:
         """`module` in DistributedDataParallel, or itself in a single process. *Collective*.
 
         The wrapped module averages gradients over the ranks, so a rank's loss is
         `world * (its rows' sum) / (global number of rows)`. Every trainable parameter must take
-        part in every backward on every rank (`find_unused_parameters` is off). Parameters and
-        buffers are rank 0's at the start; forward does not sync buffers again, because the neck
-        computes its statistics from globally gathered rows, equal everywhere.
+        part in every backward on every rank. Parameters and buffers are rank 0's at the start;
+        forward does not sync buffers again, because the neck computes its statistics from globally
+        gathered rows, equal everywhere.
         Reach the module itself through the caller's own reference to it, not through the wrapper.
+
+        fixed_order: gradients are added in one order for ever, so that a process that begins at
+        some step gives the bits of one that has come there. Otherwise the buckets, and with them
+        the order from three ranks on, change after a process's first step; only with
+        `find_unused_parameters` they do not. That costs a walk through the graph each step.
         """
         if self.world == 1:
             return module
         on_gpu = self.device.type == "cuda"
         return DistributedDataParallel(
-            module,
+            _WithSpare(module) if fixed_order else module,
             device_ids=[self.device] if on_gpu else None,
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
+            find_unused_parameters=fixed_order,
         )
+
+
+def _default_group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+class _WithSpare(nn.Module):
+    """`module` with a parameter that nothing uses: where `find_unused_parameters` finds none, DDP
+    warns of it on standard error, which no filter of warnings reaches."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.spare = nn.Parameter(next(module.parameters()).new_zeros(1))
+
+    def forward(self, *args: Any) -> Any:
+        return self.module(*args)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -9,13 +9,15 @@
     ├── ModelError         a backbone, weight file or parameter group does not fit
     │   └── FrozenLayerError   a layer with random weights would never learn
     ├── RunError           a run name is taken, unknown, or belongs to another config
-    ├── CheckpointError    a checkpoint is incomplete, damaged or of another schema
+    ├── CheckpointError    a checkpoint cannot be had or written, or is of another run or schema
+    │   └── DamagedCheckpointError   something of it is missing or not as it was written
     ├── ClusterError       the cluster is too small, unreachable or refuses the token
+    │   └── LostRankError      a rank of a running training hangs or has ended
     ├── WatchError         Prometheus, Alertmanager or a page of theirs cannot be had
     └── NonFiniteError     a loss or gradient became NaN or infinite
 
 Every message says what was found, what was expected, where, and what to try. Each class takes one
-message, so that errors pickle across processes.
+message, so that errors pickle across processes; LostRankError takes the ranks too.
 """
 
 from enum import IntEnum
@@ -85,12 +87,34 @@ class RunError(CrossReidError):
     """A run name is taken, unknown, or belongs to another config."""
 
 
+class StillWrittenError(RunError):
+    """A process of an earlier attempt still has the run's lock."""
+
+
 class CheckpointError(CrossReidError):
-    """A checkpoint is incomplete, damaged, or of another schema or config."""
+    """A checkpoint cannot be had or written, or is of another schema or config."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """Something of a checkpoint is missing or not as it was written, so an older one must serve."""
 
 
 class ClusterError(CrossReidError):
     """The cluster is too small for the run, unreachable, or refuses the token."""
+
+
+class LostRankError(ClusterError):
+    """A rank of a running training hangs or has ended; another try goes on from the checkpoint.
+
+    ranks: those that did not answer; empty when that is not known.
+    """
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message, ranks)
+        self.ranks = ranks
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class WatchError(CrossReidError):

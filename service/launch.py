@@ -41,6 +41,7 @@ def launch(
     Raises:
         The first failing rank's own exception, with its rank and traceback as a note; the other
         processes are ended.
+        LostRankError: a rank hangs, as the others say.
         ClusterError: a process ended without a result, or its error cannot be pickled.
     """
     context = get_context("spawn")
@@ -144,7 +145,9 @@ def _child(
     try:
         with _joined(rank, world, backend, store, timeout_s) as distributed:
             fn, args = pickle.loads(payload)
-            pipe.send_bytes(pickle.dumps((fn(distributed, *args), None, "", time.monotonic())))
+            with distributed.names_the_lost():
+                value = fn(distributed, *args)
+            pipe.send_bytes(pickle.dumps((value, None, "", time.monotonic())))
     except Exception as error:  # noqa: BLE001  it is raised again, in the parent
         pipe.send_bytes(_failure(error))
 

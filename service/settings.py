@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from service.config import Config, Distribution, Section
 from service.errors import ConfigError
+from service.redaction import redacted
 
 _SPACE = ("tune", "space")
 _EXAMPLE = "optim.head_lr"
@@ -209,7 +210,7 @@ def _explained(item: dict[str, Any]) -> str:
         return message
     if item["type"] == "value_error" and isinstance(item["input"], Mapping | Section):
         return f"{path}: {message}"
-    return f"{path}: {message}; found {item['input']!r}"[:400]
+    return redacted(f"{path}: {message}; found {item['input']!r}")[:400]
 
 
 def _explained_distribution(name: str, found: Any) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NUMBERS = ("step", "CE/lnC", "top-1", "coverage", "SDM")
 _COLUMNS = ("trial", "sample", *_NUMBERS, "verdict", "cause")
-_SAID = ("[verdict]", "[control]")
+_SAID = ("[verdict]", "[control]", "[workers]", "[checkpoint]")
 """Messages that the table does not show by itself begin so, or are not of the documents' form."""
 _SHOWN_DECISIONS = 12
 _WIDEST = 36

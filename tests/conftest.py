@@ -1,6 +1,13 @@
-"""Properties are judged by what they find: on a shared machine an example's time says little."""
+"""What holds for all tests, however they are started.
+
+Properties are judged by what they find: on a shared machine an example's time says little. A shell
+lets what it starts in the background ignore SIGINT, and so would every command that a test stops.
+"""
+
+import signal
 
 from hypothesis import settings
 
 settings.register_profile("without-deadline", deadline=None)
 settings.load_profile("without-deadline")
+signal.signal(signal.SIGINT, signal.default_int_handler)

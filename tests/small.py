@@ -32,13 +32,13 @@ eval: {{after_training: false}}
 """
 
 
-def make_records(folder: Path, people: int = 24, seed: int = 0) -> Path:
+def make_records(folder: Path, people: int = 24, seed: int = 0, shard_rows: int = 8192) -> Path:
     """Ingested synthetic people under `folder`; two thirds are for training."""
     settings = SynthSettings(
         people=people, images_per_person=20, image_size=(64, 32), seed=seed, difficulty=0.2
     )
     synthesize(folder / "orbench", settings)
-    ingest(folder / "orbench", str(folder / "records"), image_size=SIZE)
+    ingest(folder / "orbench", str(folder / "records"), image_size=SIZE, shard_rows=shard_rows)
     return folder / "records"
 
 

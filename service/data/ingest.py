@@ -25,10 +25,10 @@ from service.data.images import prepare_image, read_image
 from service.data.manifest import MANIFEST_FILE, DataFile, Manifest, Quarantined, Split
 from service.data.orbench import Folder, Observation, read_folder
 from service.data.shards import QuerySet, Record, write_queries, write_shard
-from service.data.store import open_store, reaching
 from service.data.threads import in_order
 from service.errors import DataError
 from service.modality import Modality
+from service.stores import open_store, reaching
 
 QUARANTINE_FILE = "quarantine.json"
 TOKENIZER = "open_clip SimpleTokenizer"

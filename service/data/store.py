@@ -5,18 +5,17 @@ stale. One process of a node fetches, the others wait on a file lock.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from service.data.manifest import MANIFEST_FILE, DataFile, Manifest, parse_manifest
 from service.data.shards import file_sha256
 from service.errors import DataError
+from service.stores import open_store, reaching
 
 _FILES_AT_ONCE = 8
 
@@ -24,16 +23,6 @@ _FILES_AT_ONCE = 8
 def default_cache() -> Path:
     """Where remote records are kept on a node: the user's own cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossreid"
-
-
-def open_store(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system that `url` names, and the folder's path in it.
-
-    Raises:
-        DataError: for an unknown or not installed protocol, or an unreachable store.
-    """
-    with reaching(url):
-        return url_to_fs(url)
 
 
 def read_manifest(url: str) -> Manifest:
@@ -77,21 +66,6 @@ def local_files(url: str, files: Sequence[DataFile], cache: Path | None = None) 
     if any(_describe(path, file) for path, file in zip(paths, files, strict=True)):
         _fill_cache(fs, root, url, files, cache)
     return paths
-
-
-@contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Turns whatever a store's client raises into a DataError that names the URL."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        # Every store's client has exceptions of its own, so no narrower class names them all.
-        raise DataError(
-            f"cannot reach {url}: {type(error).__name__}: {error}; check the address, the "
-            "credentials, free disk space, and that the client for this protocol is installed"
-        ) from error
 
 
 def _describe(path: Path, file: DataFile) -> str | None:

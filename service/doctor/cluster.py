@@ -19,7 +19,8 @@ from service import __version__
 from service.config import Config
 from service.doctor.check import Check, Diagnosis, Status, Table, judged
 from service.errors import ClusterError
-from service.orchestration.cluster import NAMESPACE, Cluster, connected, first_line, require
+from service.orchestration.cluster import NAMESPACE, Cluster, connected, first_line
+from service.orchestration.room import require
 from service.orchestration.runs import resolved
 from service.orchestration.space import num_trials
 from service.telemetry.exporter import ACTOR_NAME

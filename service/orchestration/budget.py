@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from service.config import Config
-from service.data.fitting import open_plan
+from service.data.fitting import plan_for_all
 from service.errors import ClusterError, CrossReidError
 from service.orchestration.runs import CONFIG_FILE, SUMMARY_FILE, resolved
 from service.orchestration.space import num_trials, values_of, with_sample
@@ -179,7 +179,7 @@ def _steps(config: Config, sample: dict[str, Any], epochs: dict[str, int]) -> in
     key = config.sampler.model_dump_json()
     if key not in epochs:
         try:
-            _, plan = open_plan(config, config.cluster.num_workers)
+            plan = plan_for_all(config)
         except CrossReidError as error:
             where = f"with {json.dumps(sample)}: " if sample else ""
             raise type(error)(f"{where}{error}") from error

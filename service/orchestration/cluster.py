@@ -1,25 +1,27 @@
-"""Reaching a Ray cluster, or starting one on this machine, and checking that a run fits into it."""
+"""Reaching a Ray cluster, or starting one on this machine."""
 
 import contextlib
 import logging
-import math
 import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from service.config import ClusterConfig
 from service.errors import ClusterError
+from service.rollcall import backstop_s
 
 NAMESPACE = "crossreid"
 _CONNECT_S = 5.0
+_START_S = 10.0
+"""Seconds that a group of a changing number of workers has to find its machines."""
 _STORE_BYTES = 200_000_000
 """Object store of a cluster started here: data sets do not go through it."""
 
@@ -34,8 +36,15 @@ class Cluster:
 
 def environment(config: ClusterConfig) -> dict[str, str]:
     """Variables that Ray's own processes read, on the driver, the controller and the workers."""
-    return {
+    limit_s = config.collective_timeout_s
+    values = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(config.poll_s),
+        # Ray's own barriers, at reports, wait for ever where nobody says otherwise.
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(limit_s),
+        # Finds the worker that hangs where no other one waits for it.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(backstop_s(limit_s)),
+        # Whole seconds; a worker that hangs does not leave its process group either.
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -43,6 +52,10 @@ def environment(config: ClusterConfig) -> dict[str, str]:
         "TUNE_GLOBAL_CHECKPOINT_S": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
     }
+    if config.fewest_workers < config.num_workers:
+        # A machine that died is counted on for that long, before fewer workers are tried.
+        values["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_START_S)
+    return values
 
 
 @contextlib.contextmanager
@@ -101,41 +114,6 @@ def _require_answer(address: str) -> None:
             f"nobody answers at {address}: {error.strerror or error}; check that the cluster runs, "
             "and that cluster.address or RAY_ADDRESS is its head"
         ) from error
-
-
-def require(config: ClusterConfig, trials: int = 1) -> None:
-    """Refuses a run that this cluster could never hold; `trials` run at the same time.
-
-    Raises:
-        ClusterError: saying what was found, what is needed and what to try.
-    """
-    found = ray.cluster_resources()
-    for kind, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
-        needed, has = each * config.num_workers * trials, found.get(kind, 0.0)
-        if needed <= has:
-            continue
-        raise ClusterError(
-            f"the run needs {needed:g} {kind}s ({_times(config, trials)} x {each:g}), but the "
-            f"cluster has {has:g}; try {_remedy(config, found, trials)}"
-        )
-
-
-def _times(config: ClusterConfig, trials: int) -> str:
-    workers = f"{config.num_workers} worker{'s' if config.num_workers > 1 else ''}"
-    return workers if trials == 1 else f"{trials} trials x {workers}"
-
-
-def _remedy(config: ClusterConfig, found: Mapping[str, float], trials: int) -> str:
-    """What the cluster holds instead; found: what it has, by kind."""
-    asked = (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker))
-    fitting = min(math.floor(found.get(kind, 0.0) / each) for kind, each in asked if each)
-    if fitting < 1:
-        return "a larger machine, or fewer cpus_per_worker and gpus_per_worker under cluster:"
-    together = fitting // config.num_workers
-    if together:
-        return f"tune.max_concurrent={together} or fewer workers a trial"
-    alone = " and tune.max_concurrent=1" if trials > 1 else ""
-    return f"cluster.num_workers={fitting}{alone}"
 
 
 def _init(address: str, values: dict[str, str]) -> None:
@@ -210,7 +188,9 @@ def _silence_raylet() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's kind and the first line of its text."""
+    """An error's kind and the first line of its text; of a remote call's, what failed there."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ": ".join([type(error).__name__, *(line[:300] for line in lines[:1])])
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from service.decisions import Directive
 from service.errors import RunError
@@ -27,6 +28,7 @@ from service.telemetry.logs import LOGGER
 _MANY_FAILURES = 5
 _NAME = "control-{run}"
 _GONE_S = 10.0
+_ANSWER_S = 0.5
 _KEPT_EVENTS = 256
 """Reports of one trial that wait for the driver; a driver reads every half second."""
 
@@ -40,6 +42,7 @@ class _Trial:
         default_factory=lambda: deque(maxlen=_KEPT_EVENTS)
     )
     told: int = 0
+    announced: str = ""
 
 
 class ControlState:
@@ -79,8 +82,17 @@ class ControlState:
     def report(self, key: str, event: dict[str, Any]) -> None:
         """Queues an event for the driver; the oldest are dropped when nobody reads."""
         trial = self._trial(key)
+        if event.get("event") == "workers":
+            trial.announced = ""
         trial.told += 1
         trial.events.append((trial.told, event))
+
+    def announce(self, key: str, words: str) -> None:
+        """Notes what will be taken from the trial's workers; it is past when others come up."""
+        self._trial(key).announced = words
+
+    def announced(self, key: str) -> str:
+        return self._trial(key).announced
 
     def read(
         self, life: str, seen: Mapping[str, int]
@@ -117,7 +129,12 @@ def start_control(run: str, *, patience_s: float = _GONE_S) -> Any:
         "num_cpus": 0,
         "max_restarts": -1,
         "max_task_retries": -1,
-        "scheduling_strategy": "DEFAULT",
+        # On the driver's machine: with it the run ends anyway, and a worker's machine that is to be
+        # taken away does not end by itself while an actor lives there. Ray keeps no soft wish of an
+        # actor that asks for no resources.
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        ),
     }
     until = time.monotonic() + patience_s
     while True:
@@ -139,7 +156,7 @@ def find_control(run: str) -> Any:
 
 
 class ControlClient:
-    """Rank 0's end: no call ever waits.
+    """Rank 0's end: no call ever waits, but for `announced`.
 
     progress_s: least seconds between two progress messages. clock: seconds, rising.
     """
@@ -194,6 +211,17 @@ class ControlClient:
     def report(self, event: dict[str, Any]) -> None:
         """Queues an event for the driver."""
         self._control.report.remote(self._key, event)
+
+    def announce(self, words: str) -> None:
+        """Says to the trial's workers what will be taken from them soon."""
+        self._control.announce.remote(self._key, words)
+
+    def announced(self) -> str:
+        """What was announced; nothing when the actor does not answer within `_ANSWER_S`."""
+        try:
+            return ray.get(self._control.announced.remote(self._key), timeout=_ANSWER_S)
+        except RayError:
+            return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""Evaluating a run that exists: its newest checkpoint, in this process, without Ray."""
+"""Evaluating a run that exists: one of its checkpoints, in this process, without Ray."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.errors import CheckpointError, RunError
 from service.orchestration.runs import (
@@ -12,15 +12,22 @@ from service.orchestration.runs import (
     write_summary,
 )
 
+if TYPE_CHECKING:
+    from service.training.store import Store
 
-def evaluate_run(run: str, *, storage: str = "runs") -> tuple[Run, dict[str, Any]]:
-    """Evaluates the newest checkpoint of `run` on its test records.
 
-    Returns the run and its summary, which `summary.json` holds as well afterwards.
+def evaluate_run(
+    run: str, *, storage: str = "runs", checkpoint: str = "last"
+) -> tuple[Run, dict[str, Any]]:
+    """Evaluates a checkpoint of `run` on its test records.
+
+    checkpoint: `last`, `best` (of the lowest CE when it was written), or a step. Returns the run
+    and its summary, which `summary.json` holds as well afterwards; its `evaluated_step` says which
+    it was.
 
     Raises:
         RunError: there is no such run, or its folder is read-only.
-        CheckpointError: it has no whole checkpoint.
+        CheckpointError: it has no such checkpoint, or that one is damaged.
     """
     import torch
 
@@ -28,7 +35,8 @@ def evaluate_run(run: str, *, storage: str = "runs") -> tuple[Run, dict[str, Any
     from service.distributed import Distributed
     from service.evaluation.evaluator import evaluate
     from service.model.reid import CrossReID
-    from service.training.checkpoint import checkpoints, read_checkpoint, step_of
+    from service.training.checkpoint import load
+    from service.training.store import open_checkpoints
 
     found = open_run(run, storage)
     config = found.config
@@ -37,13 +45,9 @@ def evaluate_run(run: str, *, storage: str = "runs") -> tuple[Run, dict[str, Any
             f"cannot write the result to {found.path / SUMMARY_FILE}: the folder is read-only; "
             "copy the run to where it can be written"
         )
-    folders = checkpoints(found.path)
-    if not folders:
-        raise CheckpointError(
-            f"run {found.run_id} has no whole checkpoint in {found.path}; train it first, or let "
-            "it reach train.checkpoint_every steps"
-        )
-    state = read_checkpoint(folders[-1], made_with={"config": config.fingerprint()})
+    store = open_checkpoints(config.run.checkpoints, found.path)
+    step = chosen(store, checkpoint, found.run_id)
+    state = load(store, step, made_with={"config": config.fingerprint()})
     world = Distributed.single("cuda" if torch.cuda.is_available() else "cpu")
     train = Records.open(config.data.records, "train")
     model = CrossReID(config.model, train.num_classes, world.gather_rows).to(world.device)
@@ -51,6 +55,38 @@ def evaluate_run(run: str, *, storage: str = "runs") -> tuple[Run, dict[str, Any
     test = Records.open(config.data.records, "test")
     result = evaluate(model, test, world, config.eval.batch_rows)
     summary = read_summary(found.path) or {"run_id": found.run_id}
-    summary |= {"evaluated_step": step_of(folders[-1]), **result.to_summary()}
+    summary |= {"evaluated_step": step, **result.to_summary()}
     write_summary(found.path, summary)
     return found, summary
+
+
+def chosen(store: "Store", checkpoint: str, run_id: str) -> int:
+    """The step that `checkpoint` names: last, best, or a number.
+
+    Raises:
+        CheckpointError: there is none such; it names those that there are.
+    """
+    from service.training.checkpoint import best_of
+
+    steps = store.steps()
+    if not steps:
+        raise CheckpointError(
+            f"run {run_id} has no whole checkpoint in {store.place(0).rpartition('/')[0]}; train "
+            "it first, or let it reach train.checkpoint_every steps"
+        )
+    if checkpoint == "last":
+        return steps[-1]
+    if checkpoint == "best":
+        best = best_of(store, steps)
+        if best is None:
+            raise CheckpointError(
+                f"no checkpoint of run {run_id} was written after a health report, so none is the "
+                "best; evaluate --checkpoint last"
+            )
+        return best
+    if not checkpoint.isdecimal() or int(checkpoint) not in steps:
+        raise CheckpointError(
+            f"run {run_id} has no checkpoint {checkpoint!r}; expected last, best or one of the "
+            f"steps {', '.join(map(str, steps))}"
+        )
+    return int(checkpoint)

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 from service.config import Config
 from service.data.fitting import open_plan
 from service.decisions import Directive
+from service.orchestration.alone import writing_alone
 from service.orchestration.control import News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
@@ -36,18 +38,22 @@ def train_here(
     after the last step changes nothing.
 
     Raises:
+        LostRankError: another rank hangs or has ended; torchrun ends all of them then.
         CrossReidError: what is wrong with config, data, run or numbers.
     """
     import torch
 
-    from service.distributed import Distributed
+    from service.distributed import TIMEOUT_S, Distributed
     from service.training.loop import train
     from service.training.parts import together
 
-    world = Distributed.from_environment()
+    world = Distributed.from_environment(
+        config.cluster.collective_timeout_s if config else TIMEOUT_S
+    )
     first = world.rank == 0
     planned = together(world, lambda: resume_or_plan(config, run_id, resume) if first else None)
     run = cast(Run, world.broadcast_object(planned))
+    world = world.limited(run.config.cluster.collective_timeout_s)
     together(world, lambda: open_plan(run.config, world.world))
     with ExitStack() as stack:
         if first:
@@ -62,6 +68,7 @@ def train_here(
         stop = stack.enter_context(_asked_to_stop())
         ports, tell_rest = _ports(run, on_progress, sinks, stop)
         stack.callback(tell_rest)
+        stack.enter_context(writing_alone(run.path, world))
         outcome = train(run.config, run.path, world, ports)
     world.close()
     return run, interrupted(run) if stop.is_set() and outcome.verdict == STOPPED else outcome
@@ -72,7 +79,8 @@ def _ports(
 ) -> tuple[Ports, Callable[[], None]]:
     """The loop's ports, and what tells the events that came after the last step that was shown."""
     monitor = Monitor(run.config, None, on_progress, sinks)
-    events: list[dict[str, Any]] = []
+    # Filled by the checkpoints' thread too, while it is emptied.
+    events: deque[dict[str, Any]] = deque()
     shown_at = float("-inf")
     values: dict[str, Any] = {}
 
@@ -86,8 +94,8 @@ def _ports(
         tell()
 
     def tell() -> None:
-        monitor.hear(News(MAIN_TRIAL, 0, values, tuple(events)))
-        events.clear()
+        told = tuple(events.popleft() for _ in range(len(events)))
+        monitor.hear(News(MAIN_TRIAL, 0, values, told))
 
     def tell_rest() -> None:
         if events:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from ray.util.placement_group import PlacementGroup
-
 from service.config import Config
 from service.decisions import Decision, PolicyState, Verdict
 from service.errors import ConfigError
@@ -43,14 +41,17 @@ class _Trial:
     sample: dict[str, Any] = field(default_factory=dict)
     line: dict[str, Any] = field(default_factory=dict)
     total: int = 0
-    placement_groups: list[PlacementGroup] = field(default_factory=list)
+    workers: int = 0
+    loss_told: bool = False
+    is_stopping: bool = False
 
 
 class Monitor:
     """Takes in what trials tell, says it to `on_progress`, and keeps the exporter up to date.
 
     config: the run's, or the sweep's, whose samples make the trials' own. sinks: hear what the
-    trials tell too. speaker: who says what concerns all trials. now: Unix seconds.
+    trials tell too. speaker: who says what concerns all trials. now: Unix seconds. clock: seconds,
+    rising, whatever the machine's time of day does.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Monitor:
         *,
         speaker: str = MAIN_TRIAL,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._exporter = exporter
@@ -69,6 +71,7 @@ class Monitor:
         self._sinks = sinks
         self._speaker = speaker
         self._now = now
+        self._clock = clock
         self._trials: dict[str, _Trial] = {}
         self._decisions: SimpleQueue[tuple[str, Event]] = SimpleQueue()
         self._renewed_at = float("-inf")
@@ -82,8 +85,8 @@ class Monitor:
         self._hear_decisions()
         for news in found:
             self.hear(news)
-        if self._exporter is not None and self._now() - self._renewed_at >= _RENEW_S:
-            self._renewed_at = self._now()
+        if self._exporter is not None and self._clock() - self._renewed_at >= _RENEW_S:
+            self._renewed_at = self._clock()
             self._renew(self._exporter)
 
     def hear(self, news: News) -> None:
@@ -142,14 +145,15 @@ class Monitor:
         for key in list(self._trials):
             self.ended(key)
 
-    def placement_groups(self, key: str) -> list[PlacementGroup]:
-        """What holds, or held, the resources of the trial's workers."""
-        return list(self._trial(key).placement_groups)
-
     @property
     def started(self) -> list[str]:
         """The trials whose workers have come up at least once."""
         return [key for key, trial in self._trials.items() if trial.starts]
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a trial has been told to stop, and still writes its checkpoint."""
+        return any(t.is_stopping and t.ended_at is None for t in self._trials.values())
 
     def _hear_decisions(self) -> None:
         while not self._decisions.empty():
@@ -191,6 +195,9 @@ class Monitor:
         match event["event"]:
             case "workers":
                 return self._workers(trial, event)
+            case "lost":
+                trial.loss_told = True
+                return [logs.trouble_line(event)]
             case "start":
                 trial.series.start(event)
                 return logs.start_lines(event)
@@ -213,6 +220,7 @@ class Monitor:
             case "decision":
                 return self._decision(trial, event)
             case "directive":
+                trial.is_stopping |= event["directive"]["stop"]
                 return [logs.directive_line(event["step"], event["directive"])]
             case "plan":
                 return [f"[sampler] {event['plan']}"]
@@ -220,6 +228,11 @@ class Monitor:
                 return [logs.audit_line(event)]
             case "unpaired":
                 return [logs.unpaired_line(event["step"], event["rows"], event["of"])]
+            case "checkpoint_failed" | "checkpoint_skipped" | "checkpoint_damaged" as name:
+                trial.series.checkpoint_fault(name.removeprefix("checkpoint_"))
+                return [logs.trouble_line(event)]
+            case name if name in logs.TROUBLES:
+                return [logs.trouble_line(event)]
             case _:
                 return []
 
@@ -227,12 +240,16 @@ class Monitor:
         """A trial that had ended is going again: Tune tries it once more."""
         trial.starts += 1
         trial.ended_at = None
-        if event["placement_group"] is not None:
-            trial.placement_groups.append(event["placement_group"])
+        before, trial.workers = trial.workers, event["world_size"]
+        was_told, trial.loss_told = trial.loss_told, False
         if trial.starts == 1:
-            return []
+            return _few_words(trial.workers, self._config.cluster.num_workers)
         trial.series.restart()
-        return ["a worker was lost; all workers were started again from the last checkpoint"]
+        if trial.workers != before:
+            return [f"[workers] {trial.workers} now, {before} before, from the last checkpoint"]
+        if was_told:
+            return [f"[workers] all {trial.workers} are back"]
+        return ["[workers] one was lost; all started again from the last checkpoint"]
 
     def _decision(self, trial: _Trial, decision: Event) -> list[str]:
         """Counts a decision; says it only when it is another than the last."""
@@ -277,3 +294,10 @@ class Monitor:
         with contextlib.suppress(ConfigError):
             return with_sample(self._config, sample)
         return self._config
+
+
+def _few_words(workers: int, wanted: int) -> list[str]:
+    """What to say at the start on fewer workers than the run may have."""
+    if workers >= wanted:
+        return []
+    return [f"[workers] {workers} of {wanted}: the cluster has no room for more now"]

@@ -15,7 +15,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from service.config import Config
 from service.errors import CrossReidError, RunError
-from service.orchestration.runs import Run, create_run, held, open_run
+from service.orchestration.orphans import free_orphans
+from service.orchestration.runs import Run, create_run, held, of_sweep, open_run
 from service.orchestration.space import with_sample
 from service.orchestration.train import ended, fit
 from service.orchestration.trials import is_end
@@ -52,11 +53,14 @@ def _outcome(sample: dict[str, Any], text: str, path: str, control: str) -> dict
 
     trial_id = tune.get_context().get_trial_id()
     try:
-        config = with_sample(load_text(text), sample)
+        config = of_sweep(with_sample(load_text(text), sample), Path(path).name)
         run = _trial_run(config, trial_id, Path(path))
         with _alone(run):
             outcome = past_end(run)
             if outcome is None:
+                if read_journal(run.path):
+                    # This trial's process was lost before, and with it who would free its workers.
+                    free_orphans()
                 job = Job(run.config.to_yaml(), str(run.path), control, trial_id, decides=False)
                 outcome = ended(run, fit(config, job, (_ToTune(),))).to_dict()
     except CrossReidError as error:

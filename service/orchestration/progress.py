@@ -43,6 +43,11 @@ def rows_progress(on_progress: OnProgress, name: str) -> Callable[[int, int], No
     return lambda done, total: on_progress(Update(trial=name, step=done, total=total))
 
 
+def teller(on_progress: OnProgress, trial: str) -> Callable[[str], None]:
+    """What says one line, through `on_progress` under the key `trial`."""
+    return lambda line: on_progress(Update(trial=trial, messages=(line,)))
+
+
 def ignore(update: Update) -> None:
     """An `OnProgress` that shows nothing."""
 

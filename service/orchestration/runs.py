@@ -1,9 +1,10 @@
 """Run folders: made once under a name of their own, found again, resumed, refused.
 
-`<storage>/<run id>/` holds `config.yaml`, `journal.jsonl`, `checkpoint_*` and `summary.json`; a
-driver holds `.lock` while it trains.
+`<storage>/<run id>/` holds `config.yaml`, `journal.jsonl`, `checkpoint_*` (unless
+`run.checkpoints` is elsewhere) and `summary.json`; a driver holds `.lock` while it trains.
 """
 
+import errno
 import json
 import os
 import re
@@ -22,8 +23,10 @@ from filelock import FileLock, Timeout
 
 from service.config import Config
 from service.decisions import Verdict
-from service.errors import ExitCode, RunError
+from service.errors import ConfigError, ExitCode, RunError
+from service.orchestration.alone import LOCK_FILE as WRITER_LOCK_FILE
 from service.orchestration.sweep_journal import FILE_NAME as SWEEP_JOURNAL
+from service.redaction import has_password, shown_url
 from service.settings import load_text, override
 from service.training.files import write_text
 from service.training.ports import Outcome
@@ -51,19 +54,28 @@ def make_run_id(name: str, now: datetime, token: str) -> str:
 
 
 def new_run_id(name: str) -> str:
-    """A run id for this moment (UTC) with four random hex digits."""
-    return make_run_id(name, datetime.now(UTC), secrets.token_hex(2))
+    """A run id for this moment (UTC) with eight random hex digits."""
+    return make_run_id(name, datetime.now(UTC), secrets.token_hex(4))
 
 
 def resolved(config: Config) -> Config:
     """`config` with local folders made absolute, so that every process reads the same ones."""
+    places = {"run.storage": config.run.storage, "data.records": config.data.records}
+    if config.run.checkpoints is not None:
+        places["run.checkpoints"] = config.run.checkpoints
     return override(
-        config,
-        [
-            f"run.storage={json.dumps(_absolute(config.run.storage))}",
-            f"data.records={json.dumps(_absolute(config.data.records))}",
-        ],
+        config, [f"{name}={json.dumps(_absolute(place))}" for name, place in places.items()]
     )
+
+
+def of_sweep(config: Config, sweep_id: str) -> Config:
+    """`config` for a trial: its checkpoints lie under the sweep's id where they lie elsewhere than
+    in the run's folder, as the ids of trials are unique in their sweep only."""
+    place = config.run.checkpoints
+    if place is None:
+        return config
+    below = f"{place.rstrip('/')}/{sweep_id}"
+    return override(config, [f"run.checkpoints={json.dumps(below)}"])
 
 
 def plan_run(
@@ -80,8 +92,15 @@ def plan_run(
 
     Raises:
         RunError: the name is taken or not one, or the storage is no folder.
+        ConfigError: there is a password in the config.
     """
     config = resolved(config)
+    if config.run.checkpoints is not None and has_password(config.run.checkpoints):
+        raise ConfigError(
+            f"run.checkpoints={shown_url(config.run.checkpoints)} has a password, which would "
+            "stand in the run's folder; leave it out, and give the store's client its credentials "
+            "by its own variables or file"
+        )
     run_id = check_run_id(run_id) if run_id is not None else new_run_id(config.run.name)
     path = (parent or _storage(config)) / run_id
     if is_run(path):
@@ -130,6 +149,10 @@ def make_run(run: Run) -> Run:
         beside.rename(run.path)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if run.path.exists() and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise RunError(
+                f"{run.path} exists already and is left as it is; take another name"
+            ) from error
         raise RunError(
             f"cannot create the run folder {run.path}: {error}; see run.storage"
         ) from error
@@ -171,6 +194,8 @@ def taken(run: Run, *, new: bool) -> Iterator[None]:
     if new:
         make_run(run)
     with held(run):
+        if not new:
+            _keep_config(run)
         try:
             yield
         except BaseException:
@@ -180,9 +205,19 @@ def taken(run: Run, *, new: bool) -> Iterator[None]:
             raise
 
 
+def _keep_config(run: Run) -> None:
+    """Writes down where a continued run lives now, so that who looks later looks there."""
+    file, text = run.path / CONFIG_FILE, run.config.to_yaml()
+    try:
+        if file.read_text("utf-8") != text:
+            write_text(file, text)
+    except OSError as error:
+        raise RunError(f"cannot write {file}: {error}; free space or check its rights") from error
+
+
 def _is_untouched(path: Path) -> bool:
     try:
-        return {file.name for file in path.iterdir()} <= {CONFIG_FILE, LOCK_FILE}
+        return {file.name for file in path.iterdir()} <= {CONFIG_FILE, LOCK_FILE, WRITER_LOCK_FILE}
     except OSError:
         return False
 

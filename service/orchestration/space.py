@@ -12,7 +12,7 @@ from service.config import Config, Distribution
 from service.errors import ConfigError
 from service.settings import known_settings, override
 
-_FIXED = ("run.storage", "run.name", "data.", "cluster.", "telemetry.", "tune.")
+_FIXED = ("run.storage", "run.checkpoints", "run.name", "data.", "cluster.", "telemetry.", "tune.")
 """Settings that are the same for all trials of a sweep."""
 _MOST_TRIED = 1000
 """Combinations that are tried before a sweep, at less than a millisecond each."""

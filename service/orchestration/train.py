@@ -1,6 +1,7 @@
 """Training from the driver: a run folder, Ray Train workers, and an eye on them until they end."""
 
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import (
     ControllerError,
     FailureConfig,
@@ -21,15 +22,20 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from service.config import Config
-from service.data.fitting import open_plan
+from service.config import ClusterConfig, Config
+from service.data.fitting import plan_for_all
 from service.decisions import Directive
 from service.errors import ClusterError
 from service.orchestration.background import Background
-from service.orchestration.cluster import connected, first_line, require
+from service.orchestration.cluster import connected, first_line
 from service.orchestration.control import ControlReader, start_control
+from service.orchestration.failures import Loss, OnFailure, tell_loss
 from service.orchestration.monitor import Monitor
-from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore
+from service.orchestration.network import Meeting
+from service.orchestration.orphans import free_orphans
+from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore, teller
+from service.orchestration.resizing import LimitStarts, SaveFirst, TellWaiting
+from service.orchestration.room import require, worker_resources
 from service.orchestration.runs import (
     Run,
     interrupted,
@@ -42,13 +48,13 @@ from service.orchestration.sinks import check_sinks, followed
 from service.orchestration.trials import INTERRUPTED
 from service.orchestration.worker import (
     PROGRAM_ERROR,
-    EndOnFault,
     Job,
     WorkerFault,
     error_name,
     rebuilt,
     run_worker,
 )
+from service.rollcall import backstop_s, is_lost_peer
 from service.telemetry.exporter import ExporterLease
 from service.telemetry.logs import redacted
 from service.training.ending import STOPPED
@@ -58,9 +64,10 @@ from service.training.ports import Outcome
 LOOK_S = 0.5
 """Seconds between two looks at the trials."""
 STOP_S = 15.0
-"""Seconds that an interrupted run has to write its checkpoint."""
-START_TRIES = 10
-"""Worker groups that may fail to start, at about a minute each, before the run gives up."""
+"""Seconds that an interrupted run has to say that it stops."""
+ROOM_S = 600.0
+"""Seconds without room for all workers after which a run gives up, unless `cluster.wait_s` is more
+or it may have fewer workers."""
 _RAY_FOLDER = "ray"
 
 
@@ -84,10 +91,10 @@ def launch_training(
         CrossReidError: what the workers found wrong with config, data or numbers.
     """
     run = resume_or_plan(config, run_id, resume)
-    open_plan(run.config, run.config.cluster.num_workers)
+    plan_for_all(run.config)
     check_sinks(run.config)
     with connected(run.config.cluster) as cluster, ExitStack() as stack:
-        require(run.config.cluster)
+        require(run.config.cluster, say=teller(on_progress, MAIN_TRIAL))
         stack.enter_context(taken(run, new=resume is None))
         control = start_control(run.run_id)
         reader = ControlReader(control)
@@ -113,37 +120,68 @@ def fit(
     """Runs the workers to their end; what rank 0 returned, or what the fault of a rank says.
 
     Ray keeps a marker in `<run dir>/ray` meanwhile. Checkpoints are the loop's and unknown to Ray,
-    so that a second call for the same run goes on where the loop's last checkpoint is.
+    so that a second call for the same run goes on where the loop's last checkpoint is. So does this
+    one when the controller is lost, `cluster.max_failures` times at most.
 
     Raises:
-        ClusterError: workers were lost too often, or could not be started.
+        ClusterError: workers or the controller were lost too often, or workers could not be
+            started.
     """
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config=asdict(job),
-        scaling_config=_scaling(config),
-        run_config=RunConfig(
-            name=_RAY_FOLDER,
-            storage_path=job.run_dir,
-            failure_config=FailureConfig(
-                max_failures=config.cluster.max_failures,
-                controller_failure_limit=START_TRIES,
-            ),
-            callbacks=[EndOnFault(), *callbacks],
-        ),
-    )
-    try:
-        returned = trainer.fit().return_value
-    except TrainingFailedError as error:
-        return _failed(config, job.run_dir, error)
-    except RayError as error:
-        raise ClusterError(
-            f"the training's controller was lost: {first_line(error)}; continue with "
-            f"{resume_words(Path(job.run_dir))}"
-        ) from error
+    for left in reversed(range(config.cluster.max_failures + 1)):
+        try:
+            returned = _trainer(config, job, callbacks, worker, left).fit().return_value
+            break
+        except TrainingFailedError as error:
+            if not left or not _is_lost_at_start(error):
+                return _failed(config, job.run_dir, error)
+            tell_loss(job, Loss((), "a worker was lost before all had found each other"))
+        except RayError as error:
+            if not left or not isinstance(error, RayActorError):
+                raise ClusterError(
+                    "the training's controller was lost, more than cluster.max_failures="
+                    f"{config.cluster.max_failures} times or for good: {first_line(error)}; "
+                    f"continue with {resume_words(Path(job.run_dir))}"
+                ) from error
+            tell_loss(job, Loss((), "the controller of the training was lost"))
+            free_orphans()
     assert isinstance(returned, dict)
     shutil.rmtree(Path(job.run_dir) / _RAY_FOLDER, ignore_errors=True)
     return returned
+
+
+def _trainer(
+    config: Config,
+    job: Job,
+    callbacks: tuple[UserCallback, ...],
+    worker: Callable[[dict[str, Any]], dict[str, Any]],
+    left: int,
+) -> TorchTrainer:
+    """left: times that workers may still be lost."""
+    cluster = config.cluster
+    limit_s = cluster.collective_timeout_s
+    is_fixed = cluster.fewest_workers == cluster.num_workers
+    # Ray takes its own internal kind of callback there too.
+    listeners: list[Any] = [
+        *(OnFailure(job), SaveFirst(job), TellWaiting(job, cluster.fewest_workers)),
+        LimitStarts(max(ROOM_S, cluster.wait_s) if is_fixed else math.inf),
+        *callbacks,
+    ]
+    return TorchTrainer(
+        worker,
+        train_loop_config=asdict(job),
+        # NCCL's own limit ends the process; the loop's flags wait for less, and say who is missing.
+        torch_config=Meeting(
+            timeout_s=math.ceil(backstop_s(limit_s) if cluster.gpus_per_worker else limit_s)
+        ),
+        scaling_config=_scaling(cluster),
+        run_config=RunConfig(
+            name=_RAY_FOLDER,
+            storage_path=job.run_dir,
+            # Starts that fail are counted by `LimitStarts`.
+            failure_config=FailureConfig(max_failures=left, controller_failure_limit=-1),
+            callbacks=listeners,
+        ),
+    )
 
 
 def ended(run: Run, returned: dict[str, Any]) -> Outcome:
@@ -155,7 +193,9 @@ def ended(run: Run, returned: dict[str, Any]) -> Outcome:
     if "error" in returned:
         raise rebuilt(returned["error"])
     if "fault" in returned:
-        write_text(run.path / "error.txt", redacted(returned["fault"]["trace"]))
+        # A full disk may be the fault.
+        with contextlib.suppress(OSError):
+            write_text(run.path / "error.txt", redacted(returned["fault"]["trace"]))
         return Outcome(
             verdict="ERROR",
             cause=PROGRAM_ERROR,
@@ -172,7 +212,10 @@ def _announce(on_progress: OnProgress, run: Run, exporter: ExporterLease | None)
     if exporter is not None:
         note = f"; {exporter.note}" if exporter.note else ""
         lines.append(f"metrics at {exporter.address}{note}")
-    lines.append(f"starting {run.config.cluster.num_workers} workers")
+    cluster = run.config.cluster
+    few, many = cluster.fewest_workers, cluster.num_workers
+    number = str(many) if few == many else f"{few} to {many}"
+    lines.append(f"starting {number} worker{'' if number == '1' else 's'}")
     on_progress(Update(trial=MAIN_TRIAL, messages=tuple(lines)))
 
 
@@ -221,13 +264,14 @@ def stop_trials(
     reader: ControlReader,
     going: Callable[[], Iterable[str]],
 ) -> None:
-    """Asks trials to write their checkpoint and stop; waits at most `STOP_S` for `task`.
+    """Asks trials to write their checkpoint and stop; waits for `task` at most `STOP_S` until one
+    of them heeds it, and then for as long as the checkpoint takes, or until the next interrupt.
 
     going: the keys of those that may still run. One whose workers are yet to come up finds the
     request when they do. While no trial's workers have come up, there is nothing to wait for.
     """
     until = time.monotonic() + STOP_S
-    while not task.wait(0) and time.monotonic() < until:
+    while not task.wait(0) and (time.monotonic() < until or monitor.is_stopping):
         for key in going():
             # Again at every look: a control plane that was lost meanwhile has forgotten it.
             reader.put(key, Directive.to_stop(0, INTERRUPTED))
@@ -237,16 +281,22 @@ def stop_trials(
             return
 
 
-def _scaling(config: Config) -> ScalingConfig:
-    cluster = config.cluster
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
+def _scaling(cluster: ClusterConfig) -> ScalingConfig:
+    few, many = cluster.fewest_workers, cluster.num_workers
     return ScalingConfig(
-        num_workers=cluster.num_workers,
+        num_workers=many if few == many else (few, many),
         use_gpu=cluster.gpus_per_worker > 0,
-        resources_per_worker=resources,
+        resources_per_worker=worker_resources(cluster),
+        elastic_resize_monitor_interval_s=cluster.resize_s,
     )
+
+
+def _is_lost_at_start(error: TrainingFailedError) -> bool:
+    """Whether workers missed each other at their meeting, which Ray takes for a fault of its own.
+
+    It tries again by itself when it hears of the death of one first.
+    """
+    return isinstance(error, ControllerError) and is_lost_peer(error.controller_failure)
 
 
 def _failed(config: Config, run_dir: str, error: TrainingFailedError) -> dict[str, Any]:
@@ -258,7 +308,7 @@ def _failed(config: Config, run_dir: str, error: TrainingFailedError) -> dict[st
             return cause.values
         raise ClusterError(
             f"the workers could not be started: {first_line(cause)}; needed are "
-            f"{config.cluster.num_workers} workers with {config.cluster.cpus_per_worker:g} CPUs "
+            f"{config.cluster.fewest_workers} workers with {config.cluster.cpus_per_worker:g} CPUs "
             f"and {config.cluster.gpus_per_worker:g} GPUs each. Wait until others have ended, or "
             f"lower cluster.num_workers, and continue with {again}"
         ) from error

@@ -15,12 +15,13 @@ from service.errors import ExitCode, RunError
 from service.orchestration.background import Background
 from service.orchestration.bases import make_base
 from service.orchestration.budget import Budget, budget
-from service.orchestration.cluster import connected, require
+from service.orchestration.cluster import connected
 from service.orchestration.control import ControlReader, start_control
 from service.orchestration.loggers import check_loggers, make_loggers
 from service.orchestration.monitor import Monitor
 from service.orchestration.nested import run_trial
-from service.orchestration.progress import SWEEP, OnProgress, Update, ignore
+from service.orchestration.progress import SWEEP, OnProgress, Update, ignore, teller
+from service.orchestration.room import require
 from service.orchestration.rows import (
     BEST_FILE,
     Sweep,
@@ -91,7 +92,7 @@ def launch_tuning(
     config = sweep.config
     plan = check_sweep(config)
     with connected(config.cluster) as cluster, contextlib.ExitStack() as stack:
-        require(config.cluster, trials=plan.concurrent)
+        require(config.cluster, plan.concurrent, teller(on_progress, SWEEP))
         stack.enter_context(taken(sweep, new=resume is None))
         control = start_control(sweep.run_id)
         reader = ControlReader(control)

@@ -4,18 +4,18 @@ import contextlib
 import time
 from typing import Any
 
-from ray import PlacementGroupID, tune
-from ray.util.placement_group import remove_placement_group
+from ray import tune
 
 from service.orchestration.background import Background
 from service.orchestration.control import ControlReader
 from service.orchestration.monitor import Monitor
+from service.orchestration.orphans import QUIET_S, remove_orphans
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.orchestration.train import LOOK_S, stop_trials
 from service.orchestration.worker import error_name
 
-_GONE_S = 5.0
-"""Seconds after which a killed trial's controller is dead and starts no workers again."""
+_DEAD_S = 60.0
+"""Seconds after which a killed trial's controller counts as dead, whatever Ray says of it."""
 
 
 class Watch:
@@ -37,7 +37,7 @@ class Watch:
         self._reader = reader
         self._killed_at: dict[str, float] = {}
         self._quiet_since: dict[str, float] = {}
-        self._removed: set[PlacementGroupID] = set()
+        self._freed: set[str] = set()
         trials = list(scheduler.trials.items())
         self._over_before = {key for key, record in trials if record.outcome is not None}
 
@@ -90,23 +90,21 @@ class Watch:
 
         Trials that stopped by themselves hold nothing. Ray's own cleaner does this only where its
         dashboard runs. While a killed trial's controller lives, it answers the loss of its workers
-        with new ones. Once it is dead, every group that the trial ever told of is taken, until none
-        has come for `_GONE_S`.
+        with new ones; what it leaves belongs to nobody once it is dead.
         """
+        trials = list(self._scheduler.trials.items())
+        killed = {key: record.controller for key, record in trials if record.killed}
+        going = killed.keys() - self._freed
+        is_busy = bool(going) and bool(remove_orphans())
         now = time.monotonic()
-        for key, record in list(self._scheduler.trials.items()):
-            if not record.killed:
-                continue
+        for key in going:
             killed_at = self._killed_at.setdefault(key, now)
-            self._quiet_since.setdefault(key, now)
-            if now - killed_at < _GONE_S and not actor_is_dead(record.controller):
-                continue
-            for group in self._monitor.placement_groups(key):
-                if group.id not in self._removed:
-                    self._quiet_since[key] = now
-                    self._removed.add(group.id)
-                    remove_placement_group(group)
-        return all(now - since >= _GONE_S for since in self._quiet_since.values())
+            lives = now - killed_at < _DEAD_S and not actor_is_dead(killed[key])
+            if is_busy or lives:
+                self._quiet_since[key] = now
+            elif now - self._quiet_since.setdefault(key, now) >= QUIET_S:
+                self._freed.add(key)
+        return going <= self._freed
 
 
 def actor_is_dead(actor: str) -> bool:

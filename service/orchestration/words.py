@@ -28,3 +28,22 @@ def split_words(words: list[str]) -> tuple[str | None, list[str]]:
             f"expected one config, found {', '.join(files)}; overrides look like section.setting=1"
         )
     return (files[0] if files else None), overrides
+
+
+def take_option(words: list[str], name: str) -> tuple[list[str], str | None]:
+    """`words` without the option `name` and its value, and that value; None without it.
+
+    Raises:
+        ConfigError: the value is missing.
+    """
+    if name not in words:
+        return words, None
+    at = words.index(name)
+    if at + 1 == len(words):
+        raise ConfigError(f"{name} needs a value")
+    return words[:at] + words[at + 2 :], words[at + 1]
+
+
+def take_flag(words: list[str], name: str) -> tuple[list[str], bool]:
+    """`words` without the word `name`, and whether it was there."""
+    return [word for word in words if word != name], name in words

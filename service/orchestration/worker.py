@@ -7,6 +7,7 @@ neither.
 import contextlib
 import json
 import logging
+import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +16,29 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 from ray.exceptions import RayError
-from ray.train import UserCallback
 
 from service import errors
-from service.errors import ClusterError, CrossReidError
+from service.errors import ClusterError, CrossReidError, LostRankError, StillWrittenError
+from service.orchestration.alone import PATIENCE_S, writing_alone
 from service.orchestration.cluster import first_line
 from service.orchestration.control import ControlClient, find_control
+from service.orchestration.fence import cut_off_s, fenced
 from service.orchestration.scalars import scalars
+from service.rollcall import is_lost_peer, name_of_this_process
 from service.settings import load_text
 
 if TYPE_CHECKING:
     from service.training.ports import Outcome, Ports
 
+_DEVICE_WORDS = (
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "no cuda-capable device",
+    "device(s) is/are busy or unavailable",
+)
+"""What CUDA calls faults of the machine (cudaGetErrorString)."""
 PROGRAM_ERROR = "program_error"
 """Cause of an end that is the program's fault."""
-_COLLECTIVE_ERRORS = {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}
-_COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +79,6 @@ class WorkerFault(Exception):
         return {"fault": {"words": self.words, "trace": self.trace}}
 
 
-class EndOnFault(UserCallback):
-    """Ends the training at a `WorkerFault`; Ray would start the workers again.
-
-    An error raised here is a controller's error for Ray, and those are final. A fault next to a
-    process that died is left to the retry.
-    """
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        found = list(worker_exceptions.values())
-        faults = [error for error in found if isinstance(error, WorkerFault)]
-        died = any(isinstance(error, RayError) for error in found)
-        if faults and not died:
-            raise faults[0]
-
-
 def run_worker(values: dict[str, Any]) -> dict[str, Any]:
     """The train function of every rank. values: a `Job` as a dict.
 
@@ -93,18 +86,35 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         WorkerFault: the program failed, or this rank alone ran out of memory.
-        RuntimeError: another process was lost; Ray starts all workers again.
+        LostRankError: another process hangs or has ended, or this rank's GPU failed; Ray starts all
+            workers again.
+        RuntimeError: it did so before the ranks had found each other.
     """
     job = Job(**values)
     _quieten_ray()
     try:
         return {"outcome": _train(job).to_dict()}
+    except LostRankError:
+        raise
+    except StillWrittenError as error:
+        raise LostRankError(str(error)) from error
+    except RayError as error:
+        raise LostRankError(f"Ray lost what the ranks meet at: {first_line(error)}") from error
     except CrossReidError as error:
         return {"error": error_values(error)}
     except Exception as error:
         if is_lost_peer(error):
             raise
+        if is_lost_device(error):
+            told = f"the GPU of {name_of_this_process()} failed: {first_line(error)}"
+            raise LostRankError(told) from error
         raise fault_of(error) from error
+
+
+def is_lost_device(error: Exception) -> bool:
+    """Whether a GPU failed, and not what was computed on it."""
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in words for word in _DEVICE_WORDS)
 
 
 def fault_of(error: Exception) -> WorkerFault:
@@ -135,14 +145,6 @@ def error_name(error: Exception) -> str:
     return error.name if isinstance(error, CrossReidError) else PROGRAM_ERROR
 
 
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective failed because another process went away."""
-    if _kinds(error) & _COLLECTIVE_ERRORS:
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in words for word in _COLLECTIVE_WORDS)
-
-
 def _kinds(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
@@ -157,18 +159,27 @@ def _train(job: Job) -> "Outcome":
     config = load_text(job.config, name="the run's config")
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    rank = ray.train.get_context().get_world_rank()
-    client = _client(job) if rank == 0 else None
     device = get_device()
     assert isinstance(device, torch.device)
-    world = Distributed.adopt(device)
-    return train(config, Path(job.run_dir), world, _ports(job, client))
+    world = Distributed.adopt(device, config.cluster.collective_timeout_s)
+    client = _client(job, world.world) if world.rank == 0 else None
+    silent_s = cut_off_s()
+    is_writer = world.rank == 0
+    fence = fenced(ray.nodes, limit_s=silent_s) if is_writer else contextlib.nullcontext()
+    folder = Path(job.run_dir)
+
+    def waits(holder: str) -> None:
+        assert client is not None
+        client.report({"event": "locked", "holder": holder})
+
+    alone = writing_alone(folder, world, silent_s + PATIENCE_S, waits)
+    with fence, world.names_the_lost(), alone:
+        return train(config, folder, world, _ports(job, client))
 
 
-def _client(job: Job) -> ControlClient:
+def _client(job: Job, world: int) -> ControlClient:
     client = ControlClient(find_control(job.control), job.key)
-    group = ray.util.get_current_placement_group()
-    client.report({"event": "workers", "placement_group": group})
+    client.report({"event": "workers", "world_size": world})
     return client
 
 
@@ -177,18 +188,37 @@ def _ports(job: Job, client: ControlClient | None) -> "Ports":
 
     report = ray.train.report if job.decides else _report_to_tune
     if client is None:
-        return Ports(report=report, decides=job.decides)
+        return Ports(report=report, leaving=leaving_machines, decides=job.decides)
 
     def progress(step: int, total: int, line: dict[str, Any]) -> None:
         client.tell({"step": step, "total": total, "line": line}, at_once=step >= total)
+
+    def leaving() -> str:
+        return "; ".join(part for part in (leaving_machines(), client.announced()) if part)
 
     return Ports(
         report=report,
         poll=client.poll,
         progress=progress,
         event=client.report,
+        leaving=leaving,
         decides=job.decides,
     )
+
+
+def leaving_machines() -> str:
+    """Which machines will be taken away soon; every rank of a Ray Train worker group calls it.
+
+    Nobody watches for them where this command started Ray itself: the answer costs nothing there.
+    """
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return ""
+    found = ray.train.get_preemption_info()
+    if found is None:
+        return ""
+    names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+    told = sorted({names.get(node, node) for node in found.preempted_node_ids})
+    return f"{', '.join(told)} will be taken away"
 
 
 def _report_to_tune(payload: dict[str, Any]) -> None:

@@ -211,6 +211,15 @@ LINES: tuple[Line, ...] = (
     Line("checkpoint_timestamp_seconds", "gauge", "Unix time of the last checkpoint written"),
     Line("checkpoint_step", "gauge", "Step of the last checkpoint written"),
     Line(
+        "checkpoint_faults_total",
+        "counter",
+        "Checkpoints that failed to be written, were skipped for a newer one, or found damaged",
+        ("fault",),
+    ),
+    Line(
+        "checkpoints_failed_in_a_row", "gauge", "Checkpoints that failed since the last one written"
+    ),
+    Line(
         "error_timestamp_seconds",
         "gauge",
         "Unix time at which an error ended the trial, by its named cause",

@@ -2,18 +2,27 @@
 
 import logging
 import math
-import os
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from service.health import HealthReport
+from service.redaction import redacted
 
 LOGGER = "crossreid"
-_SECRET_NAME = re.compile(r"PASS|PWD|TOKEN|SECRET|KEY", re.IGNORECASE)
-_FOLDER_NAMES = ("PWD", "OLDPWD")
-_LOGIN = re.compile(r"""(?<=://)[^\s'"]+(?=@)""")
+
+TROUBLES = {
+    "lost": "[workers] {words}; all start again from the last checkpoint",
+    "waiting": "[workers] none run for {seconds:.0f} s: the cluster has no room for {workers}",
+    "locked": "[workers] these wait until a worker of an earlier attempt has ended: {holder}",
+    "leaving": "[workers] {machines}; what was trained up to step {step} is saved first",
+    "checkpoint_failed": "[checkpoint] the checkpoint of step {step} was not written: {message}",
+    "checkpoint_skipped": "[checkpoint] the checkpoint of step {step} was left out for a newer one",
+    "checkpoint_stays": "[checkpoint] older checkpoints than that of step {step} stay: {message}",
+    "checkpoint_damaged": "[checkpoint] {folder} is passed over: {message}",
+    "checkpoint_slow": "[checkpoint] the last one, of step {step}, takes {seconds:.0f} s by now",
+}
+"""What is said of events about machines and stores, by their name."""
 
 
 def start_lines(event: Mapping[str, Any]) -> list[str]:
@@ -60,6 +69,11 @@ def action_words(action: Mapping[str, Any]) -> str:
     """An action as `name=value`, or its name alone where a value says nothing."""
     has_value = action["name"] in ("sdm_weight", "head_lr", "head_probe", "ids_per_batch")
     return f"{action['name']}={action['value']:g}" if has_value else action["name"]
+
+
+def trouble_line(event: Mapping[str, Any]) -> str:
+    """What an event of `TROUBLES` says."""
+    return TROUBLES[event["event"]].format(**event)
 
 
 def top1_line(top1: float) -> str:
@@ -141,19 +155,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def redacted(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """`text` without the values of secret environment variables and without logins in URLs.
-
-    A secret may hold slashes, so a login is all between `://` and the last @ of the word.
-    """
-    values = os.environ if environ is None else environ
-    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
-        is_secret = _SECRET_NAME.search(name) and name not in _FOLDER_NAMES
-        if is_secret and len(value) >= 6:
-            text = text.replace(value, f"<{name}>")
-    return _LOGIN.sub("<login>", text)
 
 
 class _Redacting(logging.Formatter):

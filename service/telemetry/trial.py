@@ -10,6 +10,8 @@ from service.telemetry.lines import Values, health_values, threshold_values
 
 _VERDICT_GATE = "verdict"
 _STATES = {"WAIT": 0, "GO": 1, "HOLD": 1, "RAISE": 1, "ROLLBACK": 1, "NO_GO": 2, "PAUSE": 3}
+_FAULTS = ("failed", "skipped", "damaged")
+"""What may happen to a checkpoint, as the journal's events `checkpoint_<fault>` tell."""
 _SINCE_GO = {"best": "cross_entropy_best_ratio", "head_limit": "classifier_weight_norm_limit"}
 """What the policy remembers since GO, and the lines that show it."""
 
@@ -25,6 +27,8 @@ class TrialSeries:
             "gate_state": {(_VERDICT_GATE,): 0.0},
             "verdict_info": {("WAIT", "none"): 1.0},
             "restarts_total": {(): 0.0},
+            "checkpoint_faults_total": {(fault,): 0.0 for fault in _FAULTS},
+            "checkpoints_failed_in_a_row": {(): 0.0},
             "steps_total": {(): 0.0},
             "images_total": {(): 0.0},
             "step_phase_seconds_total": {("data",): 0.0, ("compute",): 0.0},
@@ -65,6 +69,13 @@ class TrialSeries:
     def checkpoint(self, step: int, now: float) -> None:
         self._values["checkpoint_step"] = {(): float(step)}
         self._values["checkpoint_timestamp_seconds"] = {(): now}
+        self._values["checkpoints_failed_in_a_row"] = {(): 0.0}
+
+    def checkpoint_fault(self, fault: str) -> None:
+        """Counts a checkpoint that failed, was skipped, or was found damaged."""
+        self._add("checkpoint_faults_total", (fault,), 1.0)
+        if fault == "failed":
+            self._add("checkpoints_failed_in_a_row", (), 1.0)
 
     def error(self, cause: str, now: float) -> None:
         """An error ended the trial; it keeps the time of the first that was heard of."""

@@ -1,31 +1,63 @@
-"""Checkpoints: the whole train state in one folder, complete or not there.
+"""Checkpoints: the whole train state of one step, as two files that prove each other.
 
-    <run dir>/checkpoint_00000200/state.pt, manifest.json
+    checkpoint_00000200/state.pt, manifest.json
 
-The manifest is written last and carries size and sha256, so a folder without a fitting one is an
-unfinished write. Loading is weights-only: a checkpoint cannot run code.
+The manifest carries size and sha256 of the state, the fingerprints of what made it, and its score.
+Loading is weights-only: a checkpoint cannot run code.
 """
 
+import contextlib
 import copy
 import hashlib
 import io
 import json
-import os
-import shutil
-import threading
-from collections.abc import Callable
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from service.errors import CheckpointError
+from service.errors import CheckpointError, DamagedCheckpointError
+from service.training.store import (
+    MANIFEST_FILE,
+    STATE_FILE,
+    FolderStore,
+    Store,
+    folder_name,
+)
 
-SCHEMA = 1
-PREFIX = "checkpoint_"
+SCHEMA = 2
 
 State = dict[str, Any]
-Identity = dict[str, str]
+Identity = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    made_with: fingerprints by name. score: CE over ln C at the last report before it, less is
+    better; None before the first report. size, sha256: of the state, in bytes.
+    """
+
+    step: int
+    made_with: dict[str, str]
+    score: float | None
+    size: int
+    sha256: str
+
+    def to_json(self) -> bytes:
+        file = {"bytes": self.size, "sha256": self.sha256}
+        values = {
+            "schema": SCHEMA,
+            "step": self.step,
+            "made_with": self.made_with,
+            "score": self.score,
+            "files": {STATE_FILE: file},
+        }
+        return json.dumps(values, indent=1).encode()
 
 
 def snapshot(value: Any) -> Any:
@@ -39,147 +71,114 @@ def snapshot(value: Any) -> Any:
     return copy.copy(value)
 
 
-def write_checkpoint(run_dir: Path, state: State, *, step: int, made_with: Identity) -> Path:
-    """Writes `state` as the checkpoint of `step`; the folder appears whole or not at all.
+def save(
+    store: Store, state: State, *, step: int, made_with: Identity, score: float | None = None
+) -> None:
+    """Writes `state` as the checkpoint of `step`; it appears whole or not at all.
 
     made_with: fingerprints by name (config, records) that a continued run must share.
 
     Raises:
         CheckpointError: if the store refuses the write.
     """
-    target = run_dir / f"{PREFIX}{step:08d}"
-    partial = run_dir / f".{target.name}.partial"
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getvalue()
-    manifest = {
-        "schema": SCHEMA,
-        "step": step,
-        "made_with": made_with,
-        "files": {"state.pt": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
-    }
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(partial / "state.pt", data)
-        _write(partial / "manifest.json", json.dumps(manifest, indent=1).encode())
-        if target.is_dir():
-            replaced = run_dir / f".{target.name}.replaced"
-            shutil.rmtree(replaced, ignore_errors=True)
-            target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(target)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write checkpoint {target}: {error}; free space or change run.storage, then "
-            "resume the run"
-        ) from error
-    return target
+    digest = hashlib.sha256(data).hexdigest()
+    store.put(step, data, Manifest(step, dict(made_with), score, len(data), digest).to_json())
 
 
-def read_checkpoint(folder: Path, *, made_with: Identity | None = None) -> State:
-    """The state in `folder`, after checking schema, origin, size and hash.
+def load(store: Store, step: int, *, made_with: Identity | None = None) -> State:
+    """The state of `step` in `store`, after checking schema, origin, size and hash.
 
     Raises:
-        CheckpointError: naming what is missing, damaged or different.
+        DamagedCheckpointError: something of it is missing or not as it was written.
+        CheckpointError: it is another's, or the store cannot be reached.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder} has no readable manifest.json: {error}") from error
-    if manifest.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{folder} has schema {manifest.get('schema')}, this version reads {SCHEMA}"
-        )
+    manifest, place = read_manifest(store, step), store.place(step)
+    if manifest.step != step:
+        raise DamagedCheckpointError(f"{place} holds the state of step {manifest.step}")
     for name, wanted in (made_with or {}).items():
-        found = manifest["made_with"].get(name)
+        found = manifest.made_with.get(name)
         if found != wanted:
             raise CheckpointError(
-                f"{folder} was written with other {name}: fingerprint {found}, this run has "
+                f"{place} was written with other {name}: fingerprint {found}, this run has "
                 f"{wanted}; continue it with its own {name}, or start a new run"
             )
-    expected = manifest["files"]["state.pt"]
-    try:
-        data = (folder / "state.pt").read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{folder} lacks state.pt: {error}") from error
-    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise CheckpointError(
-            f"{folder}/state.pt is damaged: {len(data)} bytes, expected {expected['bytes']} with "
-            "the sha256 of its manifest; delete the folder to resume from an older one"
+    data = store.read(step, STATE_FILE)
+    if data is None:
+        raise DamagedCheckpointError(f"{place} lacks {STATE_FILE}")
+    if len(data) != manifest.size or hashlib.sha256(data).hexdigest() != manifest.sha256:
+        raise DamagedCheckpointError(
+            f"{place}/{STATE_FILE} is damaged: {len(data)} bytes, expected {manifest.size} with "
+            "the sha256 of its manifest"
         )
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{place} holds more than tensors and numbers: {error}") from error
+
+
+def read_manifest(store: Store, step: int) -> Manifest:
+    """The manifest of `step` in `store`.
+
+    Raises:
+        DamagedCheckpointError: it is missing or unreadable.
+        CheckpointError: it is of another schema, or the store cannot be reached.
+    """
+    place, text = store.place(step), store.read(step, MANIFEST_FILE)
+    if text is None:
+        raise DamagedCheckpointError(f"{place} lacks {MANIFEST_FILE}")
+    try:
+        values = json.loads(text)
+        schema = values["schema"]
+        if schema == SCHEMA:
+            file = values["files"][STATE_FILE]
+            return Manifest(
+                int(values["step"]),
+                dict(values["made_with"]),
+                None if values["score"] is None else float(values["score"]),
+                int(file["bytes"]),
+                str(file["sha256"]),
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(
+            f"{place} has no readable {MANIFEST_FILE}: {type(error).__name__}: {error}"
+        ) from error
+    raise CheckpointError(
+        f"{place} has schema {schema}, this version reads {SCHEMA}; continue the run with the "
+        "version that wrote it, or start a new run"
+    )
+
+
+def best_of(store: Store, steps: list[int]) -> int | None:
+    """The one of `steps` with the lowest score, the earliest of equals: it is the one nearest to
+    the report that measured it. None when none has a score; a damaged one has none.
+
+    Raises:
+        CheckpointError: the store cannot be reached, so the best is not known.
+    """
+    scores: dict[int, float] = {}
+    for step in steps:
+        with contextlib.suppress(DamagedCheckpointError):
+            score = read_manifest(store, step).score
+            if score is not None:
+                scores[step] = score
+    return min(scores, key=lambda step: (scores[step], step), default=None)
+
+
+# -- a local folder, for scripts and tests ---------------------------------------------------------
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Complete checkpoint folders, oldest first."""
-    found = run_dir.glob(f"{PREFIX}*/manifest.json")
-    return sorted(path.parent for path in found)
+    """The folders of complete checkpoints in `run_dir`, oldest first."""
+    return [run_dir / folder_name(step) for step in FolderStore(run_dir).steps()]
 
 
 def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix(PREFIX))
+    return int(folder.name.removeprefix("checkpoint_"))
 
 
-class CheckpointWriter:
-    """Writes checkpoints in a thread, one at a time, and keeps the newest `keep`.
-
-    An error of the thread is raised by the next `write` or by `close`. written: called from the
-    thread with the step of each checkpoint that is on disk.
-    """
-
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        made_with: Identity,
-        keep: int,
-        written: Callable[[int], None] = lambda step: None,
-    ) -> None:
-        self._run_dir = run_dir
-        self._made_with = made_with
-        self._keep = keep
-        self._written = written
-        self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
-
-    def write(self, state: State, step: int) -> None:
-        """Takes a snapshot now, waits for the last write, and writes in the background."""
-        taken = snapshot(state)
-        self._wait()
-        self._thread = threading.Thread(target=self._run, args=(taken, step), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Waits until the last checkpoint is on disk."""
-        self._wait()
-
-    def _wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _run(self, state: State, step: int) -> None:
-        try:
-            write_checkpoint(self._run_dir, state, step=step, made_with=self._made_with)
-            self._written(step)
-            for old in checkpoints(self._run_dir)[: -self._keep]:
-                shutil.rmtree(old)
-        except CheckpointError as error:
-            self._error = error
-        except Exception as error:  # noqa: BLE001  raised again, by the next write or close
-            self._error = CheckpointError(
-                f"checkpoint of step {step} failed: {type(error).__name__}: {error}"
-            )
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def read_checkpoint(folder: Path, *, made_with: Identity | None = None) -> State:
+    """As `load`, of one of `checkpoints`."""
+    return load(FolderStore(folder.parent), step_of(folder), made_with=made_with)

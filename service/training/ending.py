@@ -1,11 +1,16 @@
 """How a run ends: its verdict, what summary.json says, and the exit code."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from service.causes import WORDS, Cause
 from service.decisions import Directive, PolicyState, Verdict
-from service.errors import ExitCode
+from service.distributed import Distributed
+from service.errors import CheckpointError, ExitCode, NonFiniteError
 from service.health import HealthReport
+from service.training.files import write_text
+from service.training.parts import together
 from service.training.ports import Outcome
 
 STOPPED = "STOPPED"
@@ -42,6 +47,34 @@ def health_facts(report: HealthReport | None) -> dict[str, Any]:
         "sdm_rows_used": int(report.sdm_rows),
         "images_per_second": report.images_per_second,
     }
+
+
+def not_finite(step: int, run_dir: Path) -> NonFiniteError:
+    """The error of a gradient that is no number; it is seen a step late at most."""
+    return NonFiniteError(
+        f"the gradient became NaN or infinite at step {step} or the one before; no parameter was "
+        f"changed by it. --resume {run_dir} goes on from the newest checkpoint; lower the learning "
+        "rates, set optim.clip_norm=1.0, or use train.precision=fp32"
+    )
+
+
+def write_summary(world: Distributed, run_dir: Path, outcome: Outcome) -> None:
+    """Rank 0 writes summary.json; every rank must call it.
+
+    Raises:
+        CheckpointError: on all ranks, when the folder refuses it.
+    """
+
+    def write() -> None:
+        if world.rank != 0:
+            return
+        text = json.dumps(outcome.summary, indent=1, ensure_ascii=False)
+        try:
+            write_text(run_dir / "summary.json", text + "\n")
+        except OSError as error:
+            raise CheckpointError(f"cannot write the summary: {error}") from error
+
+    together(world, write)
 
 
 def _outcome(

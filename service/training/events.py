@@ -21,6 +21,7 @@ def start(config: Config, parts: Parts, progress: Progress, world_size: int) -> 
         "num_classes": num_classes,
         "config_fingerprint": config.fingerprint(),
         "precision": config.train.precision,
+        "total_steps": parts.schedule.total,
         "plan": parts.plan.stats.text(),
         "trainable": {name: len(p) for name, p in parts.model.parameter_groups().items()},
         "schedule": parts.schedule.preview(num_classes, len(parts.plan.drawn)),
@@ -95,3 +96,34 @@ def unpaired(config: Config, batch: Batch, pairs: Pairs, step: int) -> Event:
     if step % config.log.detail_every == 0:
         event["classes"] = sorted(set(batch.layout.class_index.tolist()))
     return event
+
+
+def checkpoint_failed(step: int, message: str) -> Event:
+    """A checkpoint could not be written, after all its tries."""
+    return {"event": "checkpoint_failed", "step": step, "message": message}
+
+
+def checkpoint_skipped(step: int) -> Event:
+    """A checkpoint was not written, because a newer one was taken while it waited."""
+    return {"event": "checkpoint_skipped", "step": step}
+
+
+def checkpoint_stays(step: int, message: str) -> Event:
+    """After that of `step`, older checkpoints could not be cleared away; tried again with the
+    next."""
+    return {"event": "checkpoint_stays", "step": step, "message": message}
+
+
+def checkpoint_slow(step: int, seconds: float) -> Event:
+    """The run waits for its last checkpoint, which has been on its way for some time."""
+    return {"event": "checkpoint_slow", "step": step, "seconds": round(seconds, 1)}
+
+
+def checkpoint_damaged(folder: str, message: str) -> Event:
+    """A checkpoint cannot be taken over, so an older one must serve."""
+    return {"event": "checkpoint_damaged", "folder": folder, "message": message}
+
+
+def leaving(step: int, machines: str) -> Event:
+    """Machines will be taken away soon; what was trained so far is saved at once."""
+    return {"event": "leaving", "step": step, "machines": machines}

@@ -1,25 +1,30 @@
 """What a run has behind it: its folder as an earlier attempt left it, and the state in between."""
 
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from service.errors import CheckpointError
-from service.health import HealthReport
-from service.training.checkpoint import State, checkpoints, step_of
+from service.health import HealthReport, StepSample
+from service.training.checkpoint import State
 from service.training.journal import Event, Journal, last_attempt, read_journal
 from service.training.parts import Parts
 from service.training.state import Progress
 
 
 class Past(NamedTuple):
-    """checkpoint: the newest complete one. directives: journal lines of those applied so far.
-    journal: open for the attempt that begins now, on rank 0 only. was_told: an attempt came to its
-    end at that checkpoint and told its user, who continues it on purpose."""
+    """What the earlier attempts' journal tells; empty on other ranks than 0.
 
-    checkpoint: Path | None
-    directives: list[Event]
+    journal: open for the attempt that begins now. directives: lines of those applied so far. ends:
+    steps at which an attempt came to its end and told its user, who continues it on purpose.
+    written: step of the newest checkpoint. is_new: there was no earlier attempt.
+    """
+
     journal: Journal | None
-    was_told: bool
+    directives: list[Event]
+    ends: list[int]
+    written: int
+    is_new: bool = False
 
 
 def look_back(run_dir: Path, rank: int) -> Past:
@@ -29,17 +34,26 @@ def look_back(run_dir: Path, rank: int) -> Past:
         CheckpointError: if the folder cannot be read or written.
     """
     if rank != 0:
-        return Past(None, [], None, False)
+        return Past(None, [], [], 0)
     try:
         events = read_journal(run_dir)
         journal = Journal(run_dir, last_attempt(events) + 1)
-        found = checkpoints(run_dir)
     except OSError as error:
         raise unwritable(error) from error
     given = [event for event in events if event["event"] == "directive"]
-    at = step_of(found[-1]) if found else 0
-    was_told = any(event["event"] == "end" and event["step"] == at for event in events)
-    return Past(found[-1] if found else None, given, journal, was_told)
+    ends = [event["step"] for event in events if event["event"] == "end"]
+    return Past(journal, given, ends, _newest_written(events), is_new=not events)
+
+
+def _newest_written(events: list[Event]) -> int:
+    """Step of the newest checkpoint; an attempt that began after an older one supersedes it."""
+    newest = 0
+    for event in events:
+        if event["event"] == "start":
+            newest = event["step"]
+        elif event["event"] == "checkpoint":
+            newest = max(newest, event["step"])
+    return newest
 
 
 def unwritable(error: OSError) -> CheckpointError:
@@ -50,8 +64,10 @@ def unwritable(error: OSError) -> CheckpointError:
     )
 
 
-def pack(parts: Parts, progress: Progress, report: HealthReport | None) -> State:
-    """The train state as a checkpoint holds it."""
+def pack(
+    parts: Parts, progress: Progress, report: HealthReport | None, unlogged: list[StepSample]
+) -> State:
+    """The train state as a checkpoint holds it. unlogged: steps since the last event `steps`."""
     return {
         "progress": progress.to_dict(),
         "model": parts.model.state_dict(),
@@ -59,15 +75,20 @@ def pack(parts: Parts, progress: Progress, report: HealthReport | None) -> State
         "health": parts.health.state_dict(),
         "memory": parts.memory.state_dict() if parts.memory else None,
         "report": report.to_dict() if report else None,
+        "unlogged": [astuple(sample) for sample in unlogged],
     }
 
 
-def unpack(parts: Parts, state: dict[str, Any]) -> tuple[Progress, HealthReport | None]:
-    """Puts a packed state into `parts`; returns the progress and the last report."""
+def unpack(parts: Parts, state: State) -> tuple[Progress, HealthReport | None, list[StepSample]]:
+    """Puts a packed state into `parts`; returns the rest of what was packed."""
     parts.model.load_state_dict(state["model"])
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.health.load_state_dict(state["health"])
     if parts.memory is not None:
         parts.memory.load_state_dict(state["memory"])
     report = state["report"]
-    return Progress.from_dict(state["progress"]), report and HealthReport.from_dict(report)
+    return (
+        Progress.from_dict(state["progress"]),
+        report and HealthReport.from_dict(report),
+        [StepSample(*values) for values in state["unlogged"]],
+    )

@@ -6,7 +6,7 @@ Rank and world come in as a value; Ray is not known here. Whatever a rank finds 
 record, a directive) is agreed by all ranks before anybody acts on it.
 """
 
-import json
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,13 +22,7 @@ from service.data.layout import Batch
 from service.data.records import Records
 from service.decisions import Action, Decision, Verdict
 from service.distributed import Distributed
-from service.errors import (
-    CheckpointError,
-    CrossReidError,
-    DataError,
-    NonFiniteError,
-    SamplerError,
-)
+from service.errors import CrossReidError, DataError, LostRankError, SamplerError
 from service.evaluation.evaluator import evaluate
 from service.gonogo import decide, resumed
 from service.health import HealthReport, StepSample
@@ -38,9 +32,9 @@ from service.modality import Modality
 from service.model.reid import Embeddings
 from service.training import events
 from service.training.acts import act
-from service.training.checkpoint import CheckpointWriter, read_checkpoint
-from service.training.ending import ending, health_facts
-from service.training.files import write_text
+from service.training.checkpoint import State
+from service.training.determinism import deterministic_kernels
+from service.training.ending import ending, health_facts, not_finite, write_summary
 from service.training.gauges import Before, read_before, read_gauges, read_share
 from service.training.history import look_back, pack, unpack, unwritable
 from service.training.journal import Event, Journal
@@ -56,6 +50,7 @@ from service.training.parts import (
     with_lower_ids,
 )
 from service.training.ports import Outcome, Ports
+from service.training.saving import Saving
 from service.training.schedule import Schedule
 from service.training.state import Progress
 from service.training.steering import Steering
@@ -68,16 +63,23 @@ def train(config: Config, run_dir: Path, world: Distributed, ports: Ports) -> Ou
     another rank than 0.
 
     Raises:
+        LostRankError: another rank hangs or has ended.
         CrossReidError: on all ranks together, for a mistake in config, data or numbers.
     """
-    trainer = Trainer(config, run_dir, world, ports)
-    try:
-        return trainer.run()
-    except CrossReidError as error:
-        trainer.emit(events.error(error))
-        raise
-    finally:
-        trainer.close()
+    with deterministic_kernels(config.train.deterministic):
+        trainer = Trainer(config, run_dir, world, ports)
+        try:
+            # Here, before `close` waits for a checkpoint: the others ask who came for seconds only.
+            with world.names_the_lost():
+                return trainer.run()
+        except LostRankError:
+            # Not the run's end: another attempt goes on from its checkpoint.
+            raise
+        except CrossReidError as error:
+            trainer.emit(events.error(error))
+            raise
+        finally:
+            trainer.close()
 
 
 class Trainer:
@@ -89,20 +91,14 @@ class Trainer:
         self.rules = Rules.of(config)
         self.flag = LaggedFlag(world.device)
         self.meter = StepMeter(config.loss.sdm.form)
-        self.writer = CheckpointWriter(
-            run_dir,
-            made_with=self._made_with,
-            keep=config.train.keep_checkpoints,
-            written=lambda step: self.emit({"event": "checkpoint", "step": step}),
-        )
+        self.saving = Saving(config, run_dir, world, self.parts.records.fingerprint, self.emit)
         self.progress = Progress(
             sdm=SdmWeight.at_start(config.loss.sdm), head=HeadSchedule.at_start(config.optim)
         )
-        self.steering = Steering(world, ports.poll, self.emit, self._act)
+        self.steering = Steering(world, ports, self.emit, self._act)
         self.newest: HealthReport | None = None
         self.decision: Decision | None = None
         self.unlogged: list[StepSample] = []
-        self.saved_step = 0
         self.journal: Journal | None = None
         self.write_error: CrossReidError | None = None
         self.began = time.monotonic()
@@ -117,10 +113,11 @@ class Trainer:
         for batch, waited_s in self._batches():
             self._step(batch, waited_s)
         self._flush()
-        self._checkpoint()
-        together(self.world, self.writer.close)
+        self.saving.finish(self.progress.step, self._score, self._pack)
         raise_together(self.world, self.write_error)
-        return self._finish()
+        outcome = self._finish()
+        raise_together(self.world, self.write_error)
+        return outcome
 
     def emit(self, event: Event) -> None:
         """Writes a journal line and tells the outside; rank 0 only, the others do nothing.
@@ -137,33 +134,29 @@ class Trainer:
 
     def close(self) -> None:
         """Waits for the checkpoint being written, also after an error."""
-        try:
-            self.writer.close()
-        finally:
-            if self.journal is not None:
+        self.saving.close()
+        if self.journal is not None:
+            # What could not be written has been told by then: `emit` keeps its error.
+            with contextlib.suppress(OSError):
                 self.journal.close()
 
     # -- before the first step ---------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Takes over the newest complete checkpoint, and lines up the directives given after it.
+        """Takes over the newest whole checkpoint, and lines up the directives given after it.
 
         Only rank 0 looks into the run's folder; the others hear what it found.
         """
         past = together(self.world, lambda: look_back(self.run_dir, self.world.rank))
         self.journal = past.journal
-        newest, given, was_told = self.world.broadcast_object(
-            (past.checkpoint, past.directives, past.was_told)
-        )
-        if newest is not None:
-            made_with = self._made_with
-            state = together(self.world, lambda: read_checkpoint(newest, made_with=made_with))
-            self.progress, self.newest = unpack(self.parts, state)
+        given, ends = self.world.broadcast_object((past.directives, past.ends))
+        state = self.saving.newest(past.written, is_new=past.is_new)
+        if state is not None:
+            self.progress, self.newest, self.unlogged = unpack(self.parts, state)
             for after_step, ids in self.progress.ids:
                 self.parts = with_ids(self.parts, self.config, self.world, ids, after_step)
-            if was_told:
+            if self.progress.step in ends:
                 self.progress.policy = resumed(self.progress.policy, self.progress.step)
-            self.saved_step = self.progress.step
         self.steering.replay(given, after_step=self.progress.step)
 
     # -- batches, agreed on ------------------------------------------------------------------
@@ -183,9 +176,12 @@ class Trainer:
                     begin = time.perf_counter()
                     batch, error = _next_batch(batches)
                     waited_s = time.perf_counter() - begin
-                    self.steering.before_step(self.progress, error or self.write_error)
+                    error = error or self.write_error or self.saving.fatal
+                    leaving = self.steering.before_step(self.progress, error)
                     if self.steering.stopped or batch is None:
                         return
+                    if leaving:
+                        self._save_ahead(leaving)
                     yield batch, waited_s
             finally:
                 batches.close()
@@ -216,12 +212,6 @@ class Trainer:
     @property
     def schedule(self) -> Schedule:
         return self.parts.schedule
-
-    @property
-    def _made_with(self) -> dict[str, str]:
-        """What a continued run must share with its checkpoints."""
-        records = self.parts.records.fingerprint
-        return {"config": self.config.fingerprint(), "records": records}
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -288,12 +278,7 @@ class Trainer:
     def _check_finite(self, raised: bool) -> None:
         """The gradients are equal on all ranks, so all of them raise here together."""
         if raised:
-            raise NonFiniteError(
-                f"the gradient became NaN or infinite at step {self.progress.step} or the one "
-                f"before; no parameter was changed by it. --resume {self.run_dir} goes on from the "
-                "newest checkpoint; lower the learning rates, set optim.clip_norm=1.0, or use "
-                "train.precision=fp32"
-            )
+            raise not_finite(self.progress.step, self.run_dir)
 
     # -- after a step ------------------------------------------------------------------------
 
@@ -307,7 +292,7 @@ class Trainer:
         if before is not None:
             self._report(step, before)
         if schedule.is_checkpoint(step) and step < schedule.total:
-            self._checkpoint()
+            self.saving.take(step, self._score, self._pack)
         if self.world.rank == 0:
             line = events.progress_line(self.newest, self.progress if self.ports.decides else None)
             self.ports.progress(step, schedule.total, line)
@@ -373,17 +358,21 @@ class Trainer:
         found = audit(plan, self.parts.records.modality, epoch, first)
         self.emit({"event": "audit", "step": self.progress.step, **asdict(found)})
 
-    def _checkpoint(self) -> None:
-        """Rank 0 writes, as all hold the same state; its error waits for the next agreement."""
-        if self.world.rank != 0 or self.progress.step == self.saved_step:
-            return
-        state = pack(self.parts, self.progress, self.newest)
-        try:
-            self.writer.write(state, self.progress.step)
-        except CheckpointError as error:
-            self.write_error = error
-            return
-        self.saved_step = self.progress.step
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def _save_ahead(self, machines: str) -> None:
+        """Some machines will be taken away: what was trained so far is saved, and goes on."""
+        self.emit(events.leaving(self.progress.step, machines))
+        self._flush()
+        self.saving.take(self.progress.step, self._score, self._pack)
+
+    def _pack(self) -> State:
+        return pack(self.parts, self.progress, self.newest, self.unlogged)
+
+    @property
+    def _score(self) -> float | None:
+        """How good the newest report found the run; less is better."""
+        return self.newest.ce_fraction if self.newest else None
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -398,29 +387,15 @@ class Trainer:
         }
         outcome = ending(self.progress.policy, self.steering.stopped, facts)
         outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
-        self._write_summary(outcome)
+        write_summary(self.world, self.run_dir, outcome)
         if self.config.eval.after_training and outcome.verdict in (Verdict.GO, Verdict.WAIT):
             test = together(self.world, lambda: Records.open(self.config.data.records, "test"))
             result = evaluate(self.parts.model, test, self.world, self.config.eval.batch_rows)
             outcome.summary.update(result.to_summary())
             outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
-            self._write_summary(outcome)
+            write_summary(self.world, self.run_dir, outcome)
         self.emit({"event": "end", "step": self.progress.step, **outcome.to_dict()})
         return outcome
-
-    def _write_summary(self, outcome: Outcome) -> None:
-        def write() -> None:
-            text = json.dumps(outcome.summary, indent=1, ensure_ascii=False)
-            try:
-                write_text(self.run_dir / "summary.json", text + "\n")
-            except OSError as error:
-                raise CheckpointError(f"cannot write the summary: {error}") from error
-
-        together(self.world, write if self.world.rank == 0 else _nothing)
-
-
-def _nothing() -> None:
-    """What the ranks do that have nothing to write."""
 
 
 def _next_batch(batches: Iterator[Batch]) -> tuple[Batch | None, CrossReidError | None]:

@@ -66,13 +66,19 @@ class StepMeter:
         times = torch.tensor(
             [[s.seconds, s.data_wait_s] for s in self._steps], dtype=sums.dtype, device=sums.device
         )
-        table = torch.cat([sums, times / world.world], dim=1)
-        world.all_reduce_sum(table)
+        table = _added(torch.cat([sums, times / world.world], dim=1), world)
         samples = [
             _sample(s, row, self._form) for s, row in zip(self._steps, table.tolist(), strict=True)
         ]
         self._steps.clear()
         return samples
+
+
+def _added(table: Tensor, world: Distributed) -> Tensor:
+    """The sum over the ranks, in their order: a reduction adds in an order that depends on how many
+    steps are asked for at once, and so on when checkpoints are taken."""
+    first, *others = world.gather_rows(table, [len(table)] * world.world).chunk(world.world)
+    return sum(others, start=first)
 
 
 def _sample(s: _Step, row: list[float], form: Literal["ce", "kl"]) -> StepSample:

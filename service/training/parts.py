@@ -66,7 +66,7 @@ def build_parts(config: Config, world: Distributed) -> Parts:
         schedule=Schedule.of(config, plan.steps_per_epoch),
         loader=_loader(records, plan, config, world),
         model=model,
-        wrapped=world.wrap(model),
+        wrapped=world.wrap(model, fixed_order=config.train.deterministic),
         optimizer=build_optimizer(model.parameter_groups(), config.optim),
         choice=Choice.of(plan.drawn, records.num_classes, world.device),
         memory=CrossBatchMemory(memory.steps, plan.max_vis_rows, model.backbone.dim, world.device)

@@ -11,6 +11,10 @@ def _ignore(*_: Any) -> None:
     return None
 
 
+def _nobody() -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """How a run is watched and steered.
@@ -21,6 +25,9 @@ class Ports:
         returns a newer one, or None.
     progress: rank 0, every step: step, total steps, and the newest health lines.
     event: rank 0, every journal line as it is written.
+    leaving: called by every rank when rank 0 asks for it, some seconds apart; it may be a barrier.
+        Says which machines will be taken away soon, or what else will end these processes; empty
+        while nothing will: the run saves once for each new answer, and trains on.
     decides: False when a scheduler outside decides and the loop only obeys directives.
     """
 
@@ -28,6 +35,8 @@ class Ports:
     poll: Callable[[int], Directive | None] = _ignore
     progress: Callable[[int, int, dict[str, Any]], None] = _ignore
     event: Callable[[dict[str, Any]], None] = _ignore
+    leaving: Callable[[], str] = _nobody
+    leaving_every_s: float = 5.0
     decides: bool = True
 
 

@@ -1,5 +1,6 @@
-"""Directives from outside and errors from inside, agreed on by all ranks before each step."""
+"""Directives and warnings from outside, errors from inside: agreed on by all before each step."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from service.distributed import Distributed
 from service.errors import CrossReidError
 from service.training.journal import Event
 from service.training.parts import raise_together
+from service.training.ports import Ports
 from service.training.state import Progress
 
 
@@ -15,21 +17,26 @@ class Steering:
     """The directives that wait, and the one that stopped the run.
 
     poll: rank 0 asks it with the highest number it knows of, applied or waiting: so a directive
-    that is lined up for a later step is not taken again. emit: writes the journal. act: carries one
-    action out, with the reason for it.
+    that is lined up for a later step is not taken again. leaving, leaving_every_s: as in `Ports`.
+    emit: writes the journal. act: carries one action out, with the reason for it. now: seconds of a
+    clock that never jumps.
     """
 
     def __init__(
         self,
         world: Distributed,
-        poll: Callable[[int], Directive | None],
+        ports: Ports,
         emit: Callable[[Event], None],
         act: Callable[[Action, Progress, str], None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._world = world
-        self._poll = poll
+        self._ports = ports
         self._emit = emit
         self._act = act
+        self._now = now
+        self._asked_at = now()
+        self._leaving = ""
         self._waiting: list[Directive] = []
         self.stopped: Directive | None = None
 
@@ -47,17 +54,21 @@ class Steering:
                 first.setdefault(directive.number, applied)
         self._waiting = [d for d in first.values() if d.apply_at_step > after_step]
 
-    def before_step(self, progress: Progress, error: CrossReidError | None) -> None:
-        """One small message: has any rank an error, has rank 0 a directive? Every rank calls it.
+    def before_step(self, progress: Progress, error: CrossReidError | None) -> str:
+        """One small message: has any rank an error, has rank 0 a directive, is it time to ask for
+        machines that leave? Every rank calls it.
+
+        Returns the machines that will be taken away, when that is news; empty otherwise.
 
         Raises:
             CrossReidError: on all ranks, the one that some rank passed.
         """
         known = max([progress.directive, *(d.number for d in self._waiting)])
         rank0 = self._world.rank == 0
-        directive = self._poll(known) if rank0 and error is None else None
+        directive = self._ports.poll(known) if rank0 and error is None else None
         number = directive.number if directive else 0
-        failed, newest = self._world.agree([float(error is not None), float(number)])
+        ask = rank0 and self._now() - self._asked_at >= self._ports.leaving_every_s
+        failed, newest, asked = self._world.agree([error is not None, number, ask])
         if failed:
             raise_together(self._world, error)
         if newest > known:
@@ -65,6 +76,14 @@ class Steering:
             if shared is not None:
                 self._waiting.append(Directive.from_dict(shared))
         self._obey(progress)
+        return self._ask() if asked else ""
+
+    def _ask(self) -> str:
+        """Asks who leaves, on all ranks together; rank 0's answer counts, once."""
+        self._asked_at = self._now()
+        found = self._world.broadcast_object(self._ports.leaving())
+        is_new, self._leaving = found != self._leaving, found
+        return found if is_new else ""
 
     def _obey(self, progress: Progress) -> None:
         """Applies what is due before the next step, in order of number: a directive that waits for

@@ -61,7 +61,7 @@ def bench_telling(folder: Path) -> list[bool]:
     with connected(config.cluster), timed(told, clocks):
         control = start_control("bench")
         client = ControlClient(control, "main")
-        client.report({"event": "workers", "placement_group": None})
+        client.report({"event": "workers", "world_size": 2})
         ports = Ports(
             poll=client.poll,
             event=client.report,

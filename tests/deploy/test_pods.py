@@ -50,7 +50,8 @@ def test_no_pod_holds_an_account_of_the_cluster_without_need(pod: Pod):
 def test_groups_hold_what_kuberay_demands(spec: Json):
     autoscales = spec.get("enableInTreeAutoscaling", False)
     for group in spec["workerGroupSpecs"]:
-        assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        least = 0 if autoscales else 1
+        assert least <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         assert autoscales == (group["minReplicas"] < group["maxReplicas"])
         # The second autoscaler replaces pods itself.
         assert "restartPolicy" not in group["template"]["spec"]

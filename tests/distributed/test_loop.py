@@ -11,6 +11,7 @@ from service.data import loader as loader_module
 from service.distributed import Distributed
 from service.errors import CheckpointError, DataError, RunError
 from service.launch import launch
+from service.training import writer as writer_module
 from service.training.journal import read_journal
 from service.training.loop import Trainer
 from service.training.parts import build_parts
@@ -68,8 +69,9 @@ def broken(world: Distributed, records: str, folder: str) -> str:
 
 
 def unwritable(world: Distributed, records: str, folder: str) -> str:
-    """Rank 0 cannot write its second checkpoint."""
-    overrides = [*OVERRIDES, "train.checkpoint_every=5"]
+    """Rank 0 cannot write its second checkpoint, and none may fail."""
+    writer_module.PAUSES_S = (0.01, 0.01)
+    overrides = [*OVERRIDES, "train.checkpoint_every=5", "train.failed_checkpoints=0"]
     trainer = Trainer(small_config(Path(records), overrides), Path(folder), world, Ports())
     if world.rank == 0:
         (Path(folder) / "checkpoint_00000010").write_text("in the way")

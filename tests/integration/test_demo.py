@@ -17,7 +17,7 @@ def crossreid(*words: str, folder: Path) -> str:
         [sys.executable, "-m", "service", *words],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     (folder / "stderr.txt").write_text(done.stderr)

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from service.config import Config
 from service.decisions import Action, Directive, PolicyState, Verdict
 from service.distributed import Distributed
 from service.errors import CheckpointError, DataError, ExitCode, FrozenLayerError, NonFiniteError
-from service.health import StepSample
 from service.training import loop as loop_module
 from service.training import parts as parts_module
 from service.training.checkpoint import checkpoints, read_checkpoint, step_of
@@ -24,9 +23,9 @@ from service.training.loop import train
 from service.training.ports import Outcome, Ports
 from tests.relabel import vis_only
 from tests.small import make_records, small_config
+from tests.states import CLOCKS, same, without_clock
 
 Overrides = list[str]
-CLOCKS = ("images_per_second", "data_wait_share", "throughput_ratio")
 
 
 def run(config: Config, folder: Path, ports: Ports | None = None) -> Outcome:
@@ -38,33 +37,8 @@ def state(folder: Path) -> dict[str, Any]:
     return read_checkpoint(checkpoints(folder)[-1])
 
 
-def same(a: Any, b: Any) -> bool:
-    """Bit for bit, through nested containers."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
 def events(folder: Path, name: str) -> list[dict[str, Any]]:
     return [e for e in read_journal(folder) if e["event"] == name]
-
-
-def without_clock(value: Any) -> Any:
-    """A state with its wall-clock readings taken out."""
-    cut = json.loads(json.dumps(value["health"]))
-    names = [field.name for field in fields(StepSample)]
-    for sample in cut["recent"]:
-        sample[names.index("seconds")] = sample[names.index("data_wait_s")] = 0.0
-    cut["rates"] = []
-    policy = value["progress"]["policy"]
-    since = {k: step for k, step in policy["since"].items() if k not in ("data_wait", "throughput")}
-    progress = {**value["progress"], "policy": {**policy, "since": since}}
-    report = {**value["report"], **dict.fromkeys(CLOCKS, 0.0)}
-    return {**value, "health": cut, "report": report, "progress": progress}
 
 
 def test_a_healthy_run_ends_go_and_leaves_its_files(records: Path, tmp_path: Path):

@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.usefixtures("cluster"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
-    pytest.mark.timeout(60),
 ]
 
 

@@ -29,7 +29,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return vis_only(make_records(folder, people=36), folder / "photos", people=16)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.prove
 def test_three_faulty_trials_are_named_and_the_healthy_one_goes_on(people: Path, tmp_path: Path):
     settings = override(
         small_config(people),

@@ -51,7 +51,7 @@ def scalars_in(folder: Path) -> Iterator[tuple[str, int, float]]:
                 yield value.tag, event.step, value.simple_value
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.prove
 @pytest.mark.usefixtures("cluster")
 def test_asha_optuna_and_tensorboard_work_under_go_no_go(records: Path, tmp_path: Path):
     settings = override(
@@ -108,12 +108,6 @@ def test_asha_optuna_and_tensorboard_work_under_go_no_go(records: Path, tmp_path
     assert "ce_fraction" in (folder / "progress.csv").read_text().splitlines()[0]
 
 
-@pytest.mark.timeout(180)
-@pytest.mark.usefixtures("cluster")
-def test_trials_stopped_in_a_row_leave_nothing(records: Path, tmp_path: Path, record_property: Any):
-    check_times(stop_in_a_row(records, tmp_path, 4), record_property)
-
-
 @pytest.mark.prove
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("cluster")
@@ -124,7 +118,6 @@ def test_twenty_trials_stopped_in_a_row_leave_nothing(
 
 
 @pytest.mark.prove
-@pytest.mark.timeout(300)
 def test_trials_stopped_in_a_row_leave_nothing_where_the_dashboard_runs(
     records: Path, tmp_path: Path, record_property: Any
 ):
@@ -188,7 +181,7 @@ def tiny(records: Path, tmp_path: Path) -> Config:
     )
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.prove
 def test_a_sweep_whose_driver_was_killed_goes_on_without_losing_or_repeating_anything(
     tiny: Config, tmp_path: Path
 ):

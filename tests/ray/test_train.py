@@ -67,7 +67,7 @@ def starts(run: Run) -> list[dict[str, Any]]:
     return [event for event in read_journal(run.path) if event["event"] == "start"]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.prove
 def test_a_run_survives_a_killed_worker_an_interrupt_and_ends_judged_and_evaluated(
     records: Path, tmp_path: Path, record_property: Any
 ):
@@ -83,7 +83,7 @@ def test_a_run_survives_a_killed_worker_an_interrupt_and_ends_judged_and_evaluat
     assert (outcome.verdict, outcome.exit_code) == ("INTERRUPTED", ExitCode.INTERRUPTED)
     assert outcome.remedy == f"continue it with --resume {run.path}"
     assert first.updates[-1].restarts == 1
-    assert any("a worker was lost" in message for message in first.messages)
+    assert any("ended without a word" in message for message in first.messages)
     assert first.back_after_s is not None
     record_property("seconds_from_kill_to_training", round(first.back_after_s, 1))
     stopped_at = step_of(checkpoints(run.path)[-1])
@@ -116,7 +116,6 @@ def test_a_run_survives_a_killed_worker_an_interrupt_and_ends_judged_and_evaluat
         launch_training(settings, run_id=run.run_id)
 
 
-@pytest.mark.timeout(60)
 def test_what_the_workers_find_wrong_is_the_commands_error_and_not_retried(
     records: Path, tmp_path: Path
 ):
@@ -127,7 +126,6 @@ def test_what_the_workers_find_wrong_is_the_commands_error_and_not_retried(
     assert max(update.restarts for update in watcher.updates) == 0
 
 
-@pytest.mark.timeout(60)
 def test_a_fault_of_the_program_ends_the_run_with_its_traceback_and_is_not_retried(
     records: Path, tmp_path: Path
 ):

@@ -51,7 +51,6 @@ class Watcher:
             self.steps_when_free = dict(self.steps)
 
 
-@pytest.mark.timeout(150)
 def test_the_stuck_trial_is_stopped_and_freed_while_the_healthy_one_is_steered(
     records: Path, tmp_path: Path, record_property: Any
 ):
@@ -110,7 +109,6 @@ def test_the_stuck_trial_is_stopped_and_freed_while_the_healthy_one_is_steered(
     assert (told["verdict"], told["cause"]) == ("NO_GO", stuck.cause)
 
 
-@pytest.mark.timeout(120)
 def test_a_trial_that_does_not_stop_is_killed_and_its_cpu_is_free(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -145,7 +143,7 @@ def test_a_trial_that_does_not_stop_is_killed_and_its_cpu_is_free(
         time.sleep(0.2)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.prove
 def test_an_interrupted_sweep_starts_nothing_more_and_goes_on_when_it_is_resumed(
     records: Path, tmp_path: Path, record_property: Any, monkeypatch: pytest.MonkeyPatch
 ):

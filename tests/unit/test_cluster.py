@@ -1,8 +1,7 @@
-"""Whether a run fits a cluster, and how failures of workers are told apart; without Ray running."""
+"""Reaching a cluster, and how a run's end is told; without Ray running."""
 
 import contextlib
 import pickle
-import re
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,120 +9,26 @@ from typing import Any
 
 import pytest
 import ray
-from hypothesis import given
-from hypothesis import strategies as st
-from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 
 from service.config import ClusterConfig, Config, DataConfig
-from service.doctor.check import Status
-from service.doctor.cluster import _resources
 from service.errors import ClusterError, CrossReidError, DataError, NonFiniteError, RunError
 from service.orchestration.background import Background
-from service.orchestration.cluster import connected, first_line, require
+from service.orchestration.cluster import connected, first_line
 from service.orchestration.runs import Run
-from service.orchestration.train import _failed, _watch, ended
+from service.orchestration.train import _failed, _is_lost_at_start, _watch, ended
 from service.orchestration.trials import new_record
 from service.orchestration.watch import Watch
 from service.orchestration.worker import (
-    EndOnFault,
     WorkerFault,
     error_values,
     fault_of,
-    is_lost_peer,
+    is_lost_device,
     rebuilt,
 )
-from service.settings import override
 from service.training.ports import Outcome
 
 CONFIG = Config(data=DataConfig(records="r"))
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster of 2 CPUs and no GPU."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "memory": 1e9})
-
-
-@pytest.mark.usefixtures("machine")
-@pytest.mark.parametrize(
-    ("values", "trials", "words"),
-    [
-        (
-            {"num_workers": 8},
-            1,
-            r"8 CPUs \(8 workers x 1\).* has 2; try cluster.num_workers=2",
-        ),
-        ({"num_workers": 1, "cpus_per_worker": 4}, 1, "needs 4 CPUs .* larger machine"),
-        ({"num_workers": 2, "gpus_per_worker": 1}, 1, "needs 2 GPUs .* has 0"),
-        ({"num_workers": 2}, 2, r"\(2 trials x 2 workers x 1\).*tune.max_concurrent=1 or"),
-        ({"num_workers": 1}, 3, r"try tune.max_concurrent=2 or"),
-        ({"num_workers": 3}, 2, r"try cluster.num_workers=2 and tune.max_concurrent=1$"),
-    ],
-)
-def test_a_run_that_could_never_fit_is_refused(values: dict[str, Any], trials: int, words: str):
-    with pytest.raises(ClusterError, match=words):
-        require(ClusterConfig(**values), trials)
-
-
-QUARTERS = st.integers(0, 16).map(lambda n: n / 4)
-
-
-@given(
-    cpus=st.integers(0, 40).map(float),
-    gpus=st.integers(0, 8).map(float),
-    workers=st.integers(1, 6),
-    cpus_each=QUARTERS.filter(bool),
-    gpus_each=QUARTERS,
-    trials=st.integers(1, 12),
-)
-def test_what_is_advised_fits_and_is_the_most_that_does(
-    cpus: float, gpus: float, workers: int, cpus_each: float, gpus_each: float, trials: int
-):
-    def asking(workers: int) -> ClusterConfig:
-        return ClusterConfig(
-            num_workers=workers, cpus_per_worker=cpus_each, gpus_per_worker=gpus_each
-        )
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
-        try:
-            require(asking(workers), trials)
-        except ClusterError as error:
-            told = str(error)
-        else:
-            return
-        trials_told = re.search(r"tune\.max_concurrent=(\d+)", told)
-        workers_told = re.search(r"cluster\.num_workers=(\d+)", told)
-        advised = int(workers_told[1]) if workers_told else workers
-        together = int(trials_told[1]) if trials_told else 1
-        if not (trials_told or workers_told):
-            with pytest.raises(ClusterError):
-                require(asking(1))
-            return
-        require(asking(advised), together)
-        more = (advised + 1, together) if workers_told else (advised, together + 1)
-        with pytest.raises(ClusterError):
-            require(asking(more[0]), more[1])
-
-
-@pytest.mark.usefixtures("machine")
-def test_the_doctor_counts_every_trial_that_a_sweep_runs_at_a_time():
-    space = "{run.seed: {grid: [1, 2, 3]}}"
-    sweep = override(CONFIG, [f"tune.space={space}", "tune.max_concurrent=2"])
-    fits = _resources(sweep)
-    assert fits.status is Status.OK
-    assert "the sweep asks for 2 trials x 1 x 1 CPUs" in fits.found
-    found = _resources(override(sweep, ["tune.max_concurrent=9"]))
-    assert found.status is Status.FAIL
-    assert "needs 3 CPUs (3 trials x 1 worker x 1)" in found.found
-    assert _resources(override(CONFIG, ["tune.max_concurrent=9"])).status is Status.OK
-
-
-@pytest.mark.usefixtures("machine")
-def test_a_run_that_fits_exactly_is_not_refused():
-    require(ClusterConfig(num_workers=2))
-    require(ClusterConfig(num_workers=1), trials=2)
 
 
 def test_a_cluster_that_cannot_be_reached_is_named_at_once():
@@ -243,7 +148,6 @@ def test_what_ends_a_sweep_is_told_of_every_trial_that_went_on(error: Exception,
     monitor: Any = SimpleNamespace(
         look=lambda reader: None,
         sampled=lambda key, sample: None,
-        placement_groups=lambda key: [],
         started=["goes on", "over"],
         failed=lambda key, cause: told.append((key, cause)),
     )
@@ -284,6 +188,36 @@ def test_a_rank_out_of_memory_ends_the_training_with_what_to_lower():
     assert fault_of(TypeError("x")).values["fault"]["words"] == "TypeError: x"
 
 
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered\nx"), True),
+        (RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("uncorrectable ECC error encountered"), False),
+    ],
+)
+def test_a_gpu_that_fails_is_told_from_what_is_computed_on_it(error: Exception, lost: bool):
+    assert is_lost_device(error) is lost
+
+
+class DistNetworkError(RuntimeError):
+    """As torch names it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ControllerError(DistNetworkError("Failed to recv, got 0 bytes")), True),
+        (ControllerError(ValueError("no such folder")), False),
+        (WorkerGroupError("x", {0: DistNetworkError("x")}), False),
+    ],
+)
+def test_workers_that_missed_each_other_at_the_start_are_told_from_a_fault(error: Any, lost: bool):
+    assert _is_lost_at_start(error) is lost
+
+
 def test_a_faults_traceback_is_kept_without_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -292,28 +226,6 @@ def test_a_faults_traceback_is_kept_without_secrets(
     found = ended(Run("one", tmp_path, CONFIG), fault)
     assert found.words == "x <STORE_KEY>"
     assert (tmp_path / "error.txt").read_text() == "in <STORE_KEY>"
-
-
-@pytest.mark.parametrize(
-    ("error", "lost"),
-    [
-        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
-        (RuntimeError("NCCL error: unhandled system error"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("gloo"), False),
-        (type("DistBackendError", (RuntimeError,), {})("timeout"), True),
-    ],
-)
-def test_a_lost_peer_is_told_from_a_fault_of_the_program(error: Exception, lost: bool):
-    assert is_lost_peer(error) is lost
-
-
-def test_a_fault_ends_the_training_unless_a_process_died_with_it():
-    fault = WorkerFault("TypeError: x", "trace")
-    with pytest.raises(WorkerFault, match="TypeError: x"):
-        EndOnFault().after_exception(None, {0: RuntimeError("gloo"), 1: fault})
-    EndOnFault().after_exception(None, {0: fault, 1: ActorDiedError()})
-    EndOnFault().after_exception(None, {0: RuntimeError("gloo")})
 
 
 def test_a_fault_survives_pickling_with_its_traceback():

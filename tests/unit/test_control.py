@@ -12,6 +12,7 @@ from service.decisions import Action, Decision, Directive, PolicyState, Verdict
 from service.orchestration.control import ControlClient, ControlReader, ControlState, News
 from service.orchestration.monitor import Monitor
 from service.orchestration.progress import PlainProgress, Update
+from service.settings import override
 from tests.reports import CONFIG, HEALTHY, config
 
 
@@ -160,7 +161,7 @@ def news(*events: dict[str, Any], step: int = 0) -> News:
     return News("a", 0, progress, events)
 
 
-WORKERS = {"event": "workers", "placement_group": None}
+WORKERS = {"event": "workers", "world_size": 2}
 
 
 def test_health_and_decisions_reach_the_exporter_and_the_screen(lease: Any):
@@ -240,8 +241,67 @@ def test_workers_that_start_again_are_counted_and_said(lease: Any):
     monitor.hear(news(WORKERS))
     monitor.hear(news(WORKERS))
     assert said[-1].restarts == 1
-    assert "a worker was lost" in said[-1].messages[0]
+    assert "one was lost" in said[-1].messages[0]
     assert lease.pushed["a"]["restarts_total"] == {(): 1.0}
+
+
+def test_an_announcement_stands_until_other_workers_come_up():
+    state = ControlState()
+    state.announce("a", "the number of workers changes to 2")
+    state.report("a", {"event": "checkpoint", "step": 5})
+    assert (state.announced("a"), state.announced("b")) == (
+        "the number of workers changes to 2",
+        "",
+    )
+    state.report("a", WORKERS)
+    assert state.announced("a") == ""
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (
+            {"event": "leaving", "step": 7, "machines": "a will be taken away"},
+            "[workers] a will be taken away; what was trained up to step 7 is saved first",
+        ),
+        (
+            {"event": "checkpoint_failed", "step": 7, "message": "full {0}"},
+            "[checkpoint] the checkpoint of step 7 was not written: full {0}",
+        ),
+    ],
+)
+def test_what_happens_to_checkpoints_is_said(lease: Any, event: dict[str, Any], words: str):
+    said: list[Update] = []
+    Monitor(CONFIG, lease, said.append).hear(news(event))
+    assert said[-1].messages == (words,)
+
+
+def test_who_was_lost_is_said_before_the_workers_are_back(lease: Any):
+    said: list[Update] = []
+    monitor = Monitor(CONFIG, lease, said.append)
+    words = "rank 1 (pid 7 on a) did not come within 30 s and does not answer: it hangs"
+    for event in (WORKERS, {"event": "lost", "ranks": [1], "words": words}, WORKERS, WORKERS):
+        monitor.hear(news(event))
+    assert [update.messages for update in said] == [
+        (),
+        (f"[workers] {words}; all start again from the last checkpoint",),
+        ("[workers] all 2 are back",),
+        ("[workers] one was lost; all started again from the last checkpoint",),
+    ]
+    assert said[-1].restarts == 2
+
+
+def test_another_number_of_workers_is_said(lease: Any):
+    said: list[Update] = []
+    config = override(CONFIG, ["cluster.num_workers=3", "cluster.min_workers=1"])
+    monitor = Monitor(config, lease, said.append)
+    for world in (2, 1, 3):
+        monitor.hear(news({**WORKERS, "world_size": world}))
+    assert [update.messages for update in said] == [
+        ("[workers] 2 of 3: the cluster has no room for more now",),
+        ("[workers] 1 now, 2 before, from the last checkpoint",),
+        ("[workers] 3 now, 1 before, from the last checkpoint",),
+    ]
 
 
 def test_a_schedulers_verdict_replaces_that_of_a_loop_that_does_not_decide(lease: Any):
@@ -257,16 +317,26 @@ def test_a_schedulers_verdict_replaces_that_of_a_loop_that_does_not_decide(lease
 
 def test_the_lease_is_renewed_while_the_driver_looks(lease: Any):
     clock = [0.0]
-    monitor = Monitor(CONFIG, lease, now=lambda: clock[0])
+    monitor = Monitor(CONFIG, lease, clock=lambda: clock[0])
     reader: Any = SimpleNamespace(read=list, failures=0)
     for clock[0] in (1.0, 2.0, 5.9, 6.0, 10.9, 12.0):
         monitor.look(reader)
     assert lease.renewals == 3
 
 
+def test_a_time_of_day_that_jumps_changes_no_renewal(lease: Any):
+    """Back by an hour, as when a machine first hears of a time server: a lease lasts a minute."""
+    clock, of_day = [0.0], [1e9]
+    monitor = Monitor(CONFIG, lease, now=lambda: of_day[0], clock=lambda: clock[0])
+    reader: Any = SimpleNamespace(read=list, failures=0)
+    for clock[0], of_day[0] in ((0.0, 1e9), (5.0, 1e9 - 3600), (10.0, 1e9 + 3600), (10.5, 2e9)):
+        monitor.look(reader)
+    assert lease.renewals == 3
+
+
 def test_an_exporter_that_cannot_serve_is_said_once(lease: Any):
     clock, said = [0.0], list[Update]()
-    monitor = Monitor(CONFIG, lease, said.append, now=lambda: clock[0])
+    monitor = Monitor(CONFIG, lease, said.append, clock=lambda: clock[0])
     reader: Any = SimpleNamespace(read=list, failures=0)
     lease.trouble = "the exporter cannot serve at 127.0.0.1:9109: in use"
     for clock[0] in (0.0, 5.0, 10.0):

@@ -13,7 +13,7 @@ from service.data.synthetic import SynthSettings, synthesize
 from service.errors import ExitCode
 from service.orchestration import entry, train
 from service.orchestration.runs import create_run
-from service.settings import load_config
+from service.settings import load_config, override
 from service.telemetry.logs import LOGGER
 from service.training.ports import Outcome
 
@@ -73,10 +73,10 @@ def test_a_job_started_again_with_its_run_id_continues_the_run(
     words = [config, "train.epochs=3", "--run-id", "night-1"]
     assert entry.train_entry(words) == ExitCode.NO_GO
     assert entry.train_entry(words) == ExitCode.NO_GO
-    assert given == [("night-1", None), (None, "night-1")]
+    folder = Path(load_config(config).run.storage) / "night-1"
+    assert given == [("night-1", None), (None, str(folder))]
     assert "NO_GO: it stands - move it" in log
-    made = Path(load_config(config).run.storage) / "night-1" / "config.yaml"
-    assert load_config(made).train.epochs == 3
+    assert load_config(folder / "config.yaml").train.epochs == 3
 
 
 def test_a_run_id_that_leads_out_of_the_storage_is_refused(
@@ -114,3 +114,32 @@ def test_a_mistake_is_one_line_and_its_exit_code(config: str, log: list[str]):
     assert entry.tune_entry([config]) == ExitCode.USER_ERROR
     assert entry.train_entry([]) == ExitCode.USER_ERROR
     assert entry.train_entry([config, "--run-id"]) == ExitCode.USER_ERROR
+
+
+def test_a_name_that_must_be_new_is_not_continued(
+    config: str, monkeypatch: pytest.MonkeyPatch, log: list[str]
+):
+    given = fake_launch(monkeypatch)
+    words = [config, "--run-id", "night-1", "--new"]
+    assert entry.train_entry(words) == ExitCode.NO_GO
+    assert entry.train_entry(words) == ExitCode.USER_ERROR
+    assert "night-1 exists already" in log[-1]
+    assert given == [("night-1", None), ("night-1", None)]
+
+
+def test_a_run_goes_on_with_its_own_config_and_what_is_laid_over_it(
+    config: str, monkeypatch: pytest.MonkeyPatch, log: list[str]
+):
+    run = create_run(load_config(config), "night-1")
+    asked: list[Any] = []
+
+    def launch(given: Config, **words: Any) -> Any:
+        asked.append((given, words["resume"]))
+        return run, Outcome("GO", "", "", "", 0, {})
+
+    monkeypatch.setattr(train, "launch_training", launch)
+    words = ["--resume", str(run.path), "cluster.num_workers=3"]
+    assert entry.train_entry(words) == ExitCode.OK
+    assert asked == [(override(run.config, ["cluster.num_workers=3"]), str(run.path))]
+    assert entry.train_entry(["--resume", "nobody"]) == ExitCode.USER_ERROR
+    assert "no run 'nobody'" in log[-1]

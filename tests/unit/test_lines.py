@@ -113,3 +113,17 @@ def test_checkpoints_and_errors_keep_their_time():
     assert (values["checkpoint_step"][()], values["checkpoint_timestamp_seconds"][()]) == (500, 10)
     assert values["error_timestamp_seconds"] == {("non_finite",): 11.0}
     assert values["run_info"] == {("2", "bf16"): 1.0}
+
+
+def test_lost_checkpoints_are_counted_and_a_written_one_ends_a_row_of_failures():
+    series = TrialSeries(CONFIG)
+    assert set(series.values["checkpoint_faults_total"].values()) == {0.0}
+    for fault in ("failed", "failed", "skipped", "damaged"):
+        series.checkpoint_fault(fault)
+    assert series.values["checkpoints_failed_in_a_row"] == {(): 2.0}
+    series.checkpoint(500, 10.0)
+    series.checkpoint_fault("skipped")
+    values = series.values
+    assert values["checkpoints_failed_in_a_row"] == {(): 0.0}
+    faults = {("failed",): 2.0, ("skipped",): 2.0, ("damaged",): 1.0}
+    assert values["checkpoint_faults_total"] == faults

@@ -13,7 +13,9 @@ from service.orchestration.words import split_words
 from service.settings import load_config, load_text
 
 README = Path("README.md").read_text()
-COMMANDS = re.findall(r"(?:crossreid|-m jobs\.)[ ]?(?:train|tune) (configs/[^`\n]*)", README)
+COMMANDS = re.findall(
+    r"(?:crossreid(?: submit)?|-m jobs\.)[ ]?(?:train|tune) (configs/[^`\n]*)", README
+)
 THRESHOLDS = re.findall(r"--policy (\S+=[\d.]*\d)", README)
 SETTINGS = sorted(set(re.findall(r"`((?:cluster|train|model\.backbone)\.[a-z_.]+=[^` ]+)", README)))
 

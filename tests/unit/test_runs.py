@@ -258,3 +258,24 @@ def test_a_sweep_is_not_continued_as_a_run(config: Config):
     (run.path / "decisions.jsonl").write_text("")
     with pytest.raises(RunError, match="is a sweep; continue it with crossreid tune --resume"):
         resume_run(str(run.path))
+
+
+def test_a_run_that_its_workers_refused_gives_its_name_back(config: Config):
+    run = plan_run(config, "night")
+
+    def refused() -> None:
+        with taken(run, new=True):
+            (run.path / ".writer.lock").touch()
+            raise RunError("refused")
+
+    with pytest.raises(RunError, match="refused"):
+        refused()
+    assert not run.path.exists()
+
+
+def test_a_continued_run_says_where_its_checkpoints_are_now(config: Config, tmp_path: Path):
+    run = create_run(config, "night")
+    moved = override(config, [f"run.checkpoints={tmp_path / 'moved'}"])
+    with taken(resume_run(str(run.path), moved), new=False):
+        pass
+    assert open_run(str(run.path)).config.run.checkpoints == str(tmp_path / "moved")

@@ -240,6 +240,19 @@ def test_steps_trained_again_begin_a_new_sink_and_end_the_old(shelf: Shelf, trai
     assert [s.name for s in shelf.opened] == ["night", "night attempt 2"]
 
 
+def test_what_befell_machines_and_stores_is_told(shelf: Shelf, trainer: Trainer):
+    trainer.begin(0)
+    trainer.write({"event": "lost", "ranks": [1], "words": "rank 1 was lost"})
+    trainer.write({"event": "checkpoint_failed", "step": 6, "message": "access denied"})
+    once = Channel(source_of(trainer.folder, "night", "main"), shelf)
+    once.catch_up()
+    told = [entry.words for entry in shelf.entries if isinstance(entry, Text)]
+    assert told[1:] == [
+        "[workers] rank 1 was lost; all start again from the last checkpoint",
+        "[checkpoint] the checkpoint of step 6 was not written: access denied",
+    ]
+
+
 @pytest.mark.parametrize(
     ("verdict", "status"),
     [("GO", "FINISHED"), ("WAIT", "FINISHED"), ("NO_GO", "FAILED"), ("PAUSE", "STOPPED")],

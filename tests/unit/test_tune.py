@@ -16,6 +16,7 @@ from service.gonogo import Rules
 from service.orchestration import entry, train, tune, watch
 from service.orchestration.background import Background
 from service.orchestration.nested import _trial_run, past_end
+from service.orchestration.orphans import QUIET_S
 from service.orchestration.rows import Sweep
 from service.orchestration.runs import Run, held, make_run, read_summary, write_summary
 from service.orchestration.scheduler import GoNoGoScheduler
@@ -258,7 +259,7 @@ class Told:
         self.looks = 0
         self.put_while_closed: dict[str, bool] = {}
         self.started = ["a"]
-        self.groups: list[Any] = []
+        self.is_stopping = False
 
     def look(self, reader: Any) -> None:
         self.looks += 1
@@ -270,9 +271,6 @@ class Told:
 
     def sampled(self, key: str, sample: Any) -> None:
         self.samples[key] = sample
-
-    def placement_groups(self, key: str) -> list[Any]:
-        return self.groups
 
     def put(self, key: str, directive: Directive) -> None:
         assert directive.stop
@@ -328,7 +326,7 @@ def test_a_trial_whose_workers_come_up_after_the_interrupt_is_asked_to_stop(
     def look(reader: Any) -> None:
         going.append("late")
 
-    monitor: Any = SimpleNamespace(look=look, started=started)
+    monitor: Any = SimpleNamespace(look=look, started=started, is_stopping=False)
     reader: Any = SimpleNamespace(put=lambda key, directive: put.append(key))
     task: Any = SimpleNamespace(wait=lambda seconds: "late" in put)
     train.stop_trials(task, monitor, reader, lambda: list(going))
@@ -337,40 +335,50 @@ def test_a_trial_whose_workers_come_up_after_the_interrupt_is_asked_to_stop(
 
 def test_a_run_whose_workers_never_came_up_is_not_waited_for():
     looks: list[Any] = []
-    monitor: Any = SimpleNamespace(look=looks.append, started=[])
+    monitor: Any = SimpleNamespace(look=looks.append, started=[], is_stopping=False)
     reader: Any = SimpleNamespace(put=lambda key, directive: None)
     task: Any = SimpleNamespace(wait=lambda seconds: False)
     train.stop_trials(task, monitor, reader, lambda: ["main"])
     assert len(looks) == 1
 
 
-def test_what_a_killed_trial_holds_is_taken_once_its_controller_is_dead_and_again_later(
+def test_a_killed_trial_is_freed_once_its_controller_is_dead_and_nothing_came_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    clock, dead, removed = [0.0], set[str](), list[str]()
+    clock, dead, left = [0.0], set[str](), set[bytes]()
+    looks: list[float] = []
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(watch, "actor_is_dead", lambda actor: actor in dead)
-    monkeypatch.setattr(watch, "remove_placement_group", lambda group: removed.append(group.id))
+    monkeypatch.setattr(watch, "remove_orphans", lambda: looks.append(clock[0]) or left)
     record = SimpleNamespace(killed=False, controller="c", outcome=None)
     scheduler: Any = SimpleNamespace(trials={"a": record})
     told: Any = Told(scheduler)
-    told.groups = [SimpleNamespace(id="first")]
     watching = Watch(SimpleNamespace(), scheduler, told, told)  # type: ignore[arg-type]
-    assert watching._free()
+
+    def free(at: float) -> bool:
+        clock[0] = at
+        return watching._free()
+
+    assert free(0.0)
     record.killed = True
-    assert not watching._free()
-    assert removed == []
-    clock[0], dead = 1.0, dead | {"c"}
-    assert not watching._free()
-    assert removed == ["first"]
-    clock[0] = 5.9
-    assert not watching._free()
-    told.groups.append(SimpleNamespace(id="late"))
-    assert not watching._free()
-    assert removed == ["first", "late"]
-    clock[0] = 10.9
-    assert watching._free()
-    assert removed == ["first", "late"]
+    assert not free(1.0)
+    assert not free(20.0)
+    dead.add("c")
+    assert not free(20.0 + QUIET_S - 0.1)
+    left.add(b"late")
+    assert not free(20.0 + QUIET_S)
+    left.clear()
+    assert not free(20.1 + QUIET_S)
+    assert free(20.0 + 2 * QUIET_S)
+    # Nobody is asked any more, however long the sweep goes on, until another trial is killed.
+    asked = len(looks)
+    assert free(1000.0)
+    assert len(looks) == asked
+    scheduler.trials["b"] = SimpleNamespace(killed=True, controller="unknown", outcome=None)
+    assert not free(1000.0)
+    assert not free(1059.0)
+    assert not free(1061.0)
+    assert free(1061.0 + QUIET_S)
 
 
 def test_the_journal_of_a_sweep_is_plain_json(sweep: Run):

@@ -65,10 +65,10 @@ def test_the_eta_counts_what_every_trial_still_has_to_make():
 
 
 def test_above_the_table_are_decisions_losses_and_words_about_the_sweep():
-    messages = ("step=40 ce=1", "[verdict] step=40 GO", "a worker was lost; all", "[plan] x")
+    messages = ("step=40 ce=1", "[verdict] step=40 GO", "[workers] rank 1 hangs", "[plan] x")
     assert said(Update(trial="a", messages=messages)) == [
         "a  [verdict] step=40 GO",
-        "a  a worker was lost; all",
+        "a  [workers] rank 1 hangs",
     ]
     assert said(Update(trial=SWEEP, messages=("s with 3 trials",))) == ["s with 3 trials"]
 

@@ -118,6 +118,7 @@ def _good(series: TrialSeries, scrape: int, now: float, decisions: list[Any]) ->
         _decide(series, decisions, Verdict.RAISE, now, best=fraction)
         series.restart()
         series.sink_failures({"mlflow": 3})
+        series.checkpoint_fault("failed")
     return True
 
 

@@ -46,14 +46,14 @@ from tests.watch.watching import Watch, eventually, started
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.timeout(420),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
     needs("prometheus", "prometheus-alertmanager"),
 ]
 
 FASTER = 60
-"""An alert that waits a minute waits a second."""
-LINGER_S = 8
+"""An alert that waits an hour waits a minute."""
+LINGER_S = 25
+"""On a busy machine the exporter misses scrapes for some seconds."""
 STEPS = 700
 STUCK = "optim.head_lr=1e-6"
 OVERFLOW = "model.neck.norm_scale=1e38"

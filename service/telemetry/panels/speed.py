@@ -129,6 +129,20 @@ SPEED = Row(
             lowest=0.0,
         ),
         Panel(
+            title="Checkpoints lost",
+            kind="lines",
+            unit="none",
+            text="Since the driver began: the store refused the failed ones, the skipped ones gave "
+            "way to a newer one, the damaged ones were found when the run was resumed. More "
+            "failures in a row than `train.failed_checkpoints` end the run.",
+            targets=(
+                Target(series("checkpoint_faults_total", RUN), "{{trial}} {{fault}}"),
+                Target(series("checkpoints_failed_in_a_row", RUN), "{{trial}} failed in a row"),
+            ),
+            decimals=0,
+            lowest=0.0,
+        ),
+        Panel(
             title="Restarts",
             kind="lines",
             unit="none",

@@ -23,8 +23,8 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Words of one step. kind: start, plan, decision, directive, audit, error or end. facts: what
-    holds from now on, as verdict and cause. time: Unix seconds."""
+    """Words of one step. kind: the journal's event. facts: what holds from now on, as verdict and
+    cause. time: Unix seconds."""
 
     step: int
     time: float

@@ -12,9 +12,12 @@ from service.telemetry.sinks.sink import Entry, Numbers, Text, flat
 from service.training.ending import STOPPED
 from service.training.journal import Event
 
+_TROUBLES = ("lost", "leaving", "checkpoint_failed", "checkpoint_damaged")
+
 TOLD = (
     *("start", "plan", "epoch", "steps", "health", "checkpoint"),
     *("decision", "directive", "audit", "error", "end"),
+    *_TROUBLES,
 )
 """The events that a story tells of; the others say nothing that these do not."""
 
@@ -89,6 +92,8 @@ class Story:
                 return f"{event['kind']}: {event['message']}"
             case "end":
                 return logs.verdict_line(event["verdict"], event["words"], event["remedy"])
+            case name if name in _TROUBLES:
+                return logs.trouble_line(event)
             case _:
                 return ""
 

@@ -1,0 +1,8 @@
+"""Ray job: kills a job's process on this machine. python -m jobs.kill PID RUN"""
+
+import sys
+
+from service.orchestration.entry import kill_entry
+
+if __name__ == "__main__":
+    sys.exit(kill_entry(sys.argv[1:]))

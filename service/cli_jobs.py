@@ -1,0 +1,191 @@
+"""The words and answers of `crossreid status | logs | stop | list`: runs on a cluster."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.cli_cluster import (
+    address_word,
+    cluster_parser,
+    follower,
+    known_folder,
+    look,
+    newest_job,
+    reach,
+    say,
+    unknown,
+    values_of,
+)
+from service.cli_words import Answer, Command, Run
+from service.errors import ClusterError, ExitCode, RunError
+
+if TYPE_CHECKING:
+    from service.orchestration.cluster_jobs import ClusterJobs
+    from service.orchestration.job import Job
+    from service.orchestration.standing import Life, Standing
+
+_EXAMPLES = {
+    "status": "  crossreid status RUN\n  crossreid status RUN --storage /data/runs --json\n\n"
+    "A run whose folder is seen from here needs no cluster.\n",
+    "logs": "  crossreid logs RUN\n  crossreid logs -f RUN\n\nThe exit code of -f is the job's.\n",
+    "stop": "  crossreid stop RUN\n  crossreid submit train --resume RUN\n",
+    "list": "  crossreid list --address http://head:8265\n",
+}
+
+
+# -- the words -------------------------------------------------------------------------------------
+
+
+def add_jobs(commands: Any, command: Command, run: Run) -> None:
+    """The subparsers; each calls `run`, which asks `looked`."""
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return cluster_parser(commands, command, name, run, text, _EXAMPLES[name])
+
+    status = add("status", "see where a run stands")
+    status.add_argument("run_name", nargs="?", metavar="RUN", help="id or folder; all without it")
+    logs = add("logs", "see what a run's job has printed")
+    logs.add_argument("run_name", metavar="RUN")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    stop = add("stop", "end a run's job, with a checkpoint")
+    stop.add_argument("run_name", metavar="RUN")
+    stop.add_argument("--now", action="store_true", help="kill it, without a checkpoint")
+    add("list", "see the runs on a cluster")
+
+
+# -- the answers -----------------------------------------------------------------------------------
+
+
+def looked(args: argparse.Namespace) -> Answer:
+    """Answers `status`, `logs`, `stop` or `list`.
+
+    Raises:
+        CrossReidError: no such run, no such cluster, or the token is refused.
+    """
+    if args.command == "status" and args.run_name is None:
+        return _listed(args)
+    answers = {"status": _standing, "logs": _logged, "stop": _stopped, "list": _listed}
+    return answers[args.command](args)
+
+
+def _standing(args: argparse.Namespace) -> Answer:
+    from service import views_jobs
+
+    found = _seen_here(args)
+    if found is None:
+        jobs = reach(args, f"the folder of run {args.run_name} is not seen from here; ")
+        found = _seen_there(args, jobs)
+    return Answer(found.to_dict(), views_jobs.standing(found))
+
+
+def _seen_here(args: argparse.Namespace) -> "Standing | None":
+    """Where a run stands whose folder is seen from here."""
+    from service.orchestration.orders import absolute
+    from service.orchestration.reading import find_standing
+    from service.orchestration.runs import is_run
+
+    name = args.run_name
+    folder = Path(absolute(name) if "/" in name else f"{absolute(args.storage)}/{name}")
+    return find_standing(folder, _life(args, folder.name)) if is_run(folder) else None
+
+
+def _life(args: argparse.Namespace, run: str) -> "Life":
+    """What the cluster says of the run, if one is named: the folder's lock alone is not seen over
+    every network file system."""
+    from service.orchestration.orders import find_address
+    from service.orchestration.standing import Life
+
+    if not (args.address or find_address()):
+        return Life()
+    from service.orchestration.looking import life_of
+
+    try:
+        return life_of(newest_job(reach(args).all(), run))
+    except ClusterError as error:
+        say(f"{error}. What follows goes by the run's folder alone")
+        return Life()
+
+
+def _seen_there(args: argparse.Namespace, jobs: "ClusterJobs") -> "Standing":
+    folder = known_folder(args, jobs, args.run_name)
+    return look(jobs, folder, newest_job(jobs.all(), Path(folder).name))
+
+
+def _logged(args: argparse.Namespace) -> Answer:
+    from service import views_jobs
+    from service.redaction import redacted
+
+    jobs = reach(args)
+    job = _job(args, jobs)
+    if not args.follow:
+        lines = redacted(jobs.log(job.job_id))
+        return Answer({**values_of(jobs, job.run, job.job_id), "log": lines}, lines, ExitCode.OK)
+    try:
+        out = sys.stderr if args.json else sys.stdout
+        ended = follower(jobs, job.job_id, out).until_end()
+    except KeyboardInterrupt:
+        say(views_jobs.detached(job.run, address_word(args)))
+        return Answer(values_of(jobs, job.run, job.job_id), "", ExitCode.INTERRUPTED)
+    if ended.how_lost:
+        say(ended.how_lost)
+    values = {"exit_code": ended.exit_code, "state": ended.state}
+    return Answer({**values_of(jobs, job.run, job.job_id), **values}, "", ended.exit_code)
+
+
+def _stopped(args: argparse.Namespace) -> Answer:
+    from service import views_jobs
+    from service.orchestration.ending_jobs import end_job
+    from service.orchestration.orders import absolute
+
+    jobs = reach(args)
+    job = _job(args, jobs, running=True)
+    if job.has_ended:
+        raise RunError(
+            f"run {job.run} is not running: its job {job.job_id} has ended ({job.state}); see "
+            f"crossreid status {job.run}{address_word(args)}"
+        )
+    asked = "asked it to write a checkpoint and end; waiting for that, --now would kill it"
+    say("killing it" if args.now else asked)
+    job = end_job(jobs, job, now=args.now)
+    told = job.folder or (f"{absolute(args.storage)}/{job.run}" if args.storage != "runs" else "")
+    found = look(jobs, told, job) if told and job.trains else None
+    values = {
+        **values_of(jobs, job.run, job.job_id),
+        "state": job.state,
+        "standing": found.to_dict() if found else None,
+    }
+    return Answer(values, views_jobs.stopped(job, found, address_word(args)))
+
+
+def _listed(args: argparse.Namespace) -> Answer:
+    from service import views_jobs
+
+    known = [job for job in reach(args).all() if job.is_runs]
+    # A job that was refused says nothing of its run, where there is another.
+    refused_first = sorted(known, key=lambda job: not job.was_refused)
+    newest = {(job.run, job.kind): job for job in refused_first}.values()
+    newest = sorted(newest, key=lambda job: job.began)
+    return Answer(
+        {"runs": [job.to_dict() for job in newest]}, views_jobs.runs(newest, known, time.time())
+    )
+
+
+def _job(args: argparse.Namespace, jobs: "ClusterJobs", *, running: bool = False) -> "Job":
+    """The job that the words name, else the run's newest that trains it, else its newest.
+
+    running: one that runs comes first.
+    """
+    name = Path(args.run_name).name
+    known = jobs.all()[::-1]
+    ours = [job for job in known if job.run == name and job.is_runs]
+    found = [
+        *(job for job in known if job.job_id == name and job.run != name),
+        *(job for job in ours if running and not job.has_ended),
+        *(job for job in ours if job.trains),
+        *ours,
+    ]
+    if not found:
+        raise unknown(args.run_name, jobs)
+    return found[0]

@@ -1,0 +1,65 @@
+"""What a lost controller leaves: the placement group of its workers.
+
+Ray ends the workers with their controller, but keeps their resources for the driver's life, unless
+its dashboard runs; a second group of workers would wait for them for ever.
+"""
+
+import time
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+QUIET_S = 3.0
+"""Seconds in which Ray has heard that a group's creator is dead."""
+_PATIENCE_S = 60.0
+_LOOK_S = 0.2
+_NO_ACTOR = (b"", ray.ActorID.nil().binary())
+
+
+def free_orphans(patience_s: float = _PATIENCE_S) -> int:
+    """Removes every placement group of this job whose creator is dead, and waits until they are
+    gone, with all that ran in them; at most `patience_s`. How many there were."""
+    removed: set[bytes] = set()
+    began = quiet_since = time.monotonic()
+    while time.monotonic() - began < patience_s:
+        going = remove_orphans()
+        removed |= going
+        if going:
+            quiet_since = time.monotonic()
+        elif removed or time.monotonic() - quiet_since >= QUIET_S:
+            break
+        time.sleep(_LOOK_S)
+    return len(removed)
+
+
+def remove_orphans() -> set[bytes]:
+    """Asks Ray to remove every placement group of this job whose creator is dead; their ids, also
+    of those that were asked for before and are not gone yet."""
+    going = _orphans()
+    for group in going:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group)))
+    return set(going)
+
+
+def _orphans() -> list[bytes]:
+    """Ids of the groups; Ray's public table does not name their creators.
+
+    The driver's own groups, such as those of Tune's trials, have no actor as their creator.
+    """
+    from ray._private import state
+    from ray.core.generated import gcs_pb2
+
+    # Generated code, of which a type checker sees nothing.
+    kind: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
+    accessor: Any = state.state._connect_and_get_accessor()
+    job = ray.get_runtime_context().get_job_id()
+    table = [kind.FromString(data) for data in accessor.get_placement_group_table()]
+    return [
+        group.placement_group_id
+        for group in table
+        if group.creator_job_id.hex() == job
+        and group.creator_actor_id not in _NO_ACTOR
+        and group.creator_actor_dead
+        and group.state != kind.REMOVED
+    ]

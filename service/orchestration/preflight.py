@@ -1,0 +1,91 @@
+"""What a job makes sure of before it starts anything: its storage holds what is written to it.
+
+It runs in the job's own process, which is on the cluster's head. That the records can be read, the
+launch makes sure of itself.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.config import Config
+from service.errors import CheckpointError, ConfigError, CrossReidError, RunError
+from service.redaction import redacted, shown_url
+from service.training.store import STATE_FILE, open_checkpoints
+
+_PACKAGES = "working_dir_files"
+"""Ray unpacks the packages of jobs in a folder of this name."""
+
+
+def preflight(config: Config) -> None:
+    """Refuses a config whose folders this machine cannot use; leaves nothing behind.
+
+    Raises:
+        ConfigError: a folder lies in the job's own package, which Ray deletes.
+        RunError, CheckpointError: what was written could not be read again.
+    """
+    run = config.run
+    _outlives_job("run.storage", run.storage)
+    _outlives_job("data.records", config.data.records)
+    _holds("run.storage", run.storage, RunError)
+    if run.checkpoints is not None:
+        _outlives_job("run.checkpoints", run.checkpoints)
+        _holds("run.checkpoints", run.checkpoints, CheckpointError)
+
+
+def _outlives_job(setting: str, place: str) -> None:
+    package = _package()
+    if package is None or "://" in place:
+        return
+    if Path(place).expanduser().resolve().is_relative_to(package):
+        raise ConfigError(
+            f"{setting}={place} lies in the job's own package, {package} on this machine, which "
+            "Ray deletes after the job; give a folder by its whole path that all machines of the "
+            f"cluster share, as in {setting}=/data/{setting.rpartition('.')[2]}"
+        )
+
+
+def _package() -> Path | None:
+    """Where Ray has unpacked the job's package; None outside a job, or without one."""
+    here = Path.cwd().resolve()
+    found = [path for path in (here, *here.parents) if path.parent.name == _PACKAGES]
+    return found[0] if found else None
+
+
+def _holds(setting: str, place: str, kind: type[CrossReidError]) -> None:
+    """Writes a probe to `place` the way a checkpoint is, reads it back and takes it away."""
+    name, data = f".crossreid-probe-{secrets.token_hex(4)}", secrets.token_bytes(64)
+    try:
+        with _cleared(place, name):
+            store = open_checkpoints(place, Path(name))
+            store.put(0, data, b"{}")
+            found = store.read(0, STATE_FILE)
+            store.delete(0)
+    except (CrossReidError, OSError) as error:
+        why = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise kind(
+            f"{setting}={shown_url(place)} cannot be written on the head of the cluster: "
+            f"{redacted(str(why))}; give one that all its machines share and may write"
+        ) from error
+    if found != data:
+        raise kind(
+            f"{setting}={shown_url(place)} loses what is written to it: a probe was not read back "
+            "as it was written; use another store"
+        )
+
+
+@contextlib.contextmanager
+def _cleared(place: str, name: str) -> Iterator[None]:
+    """Takes away the local folders that the probe made, and only those."""
+    if "://" in place:
+        yield
+        return
+    folder = Path(place).expanduser().absolute() / name
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()

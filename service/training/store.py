@@ -1,0 +1,278 @@
+"""Where checkpoints lie: a local folder or any fsspec URL, behind the same few methods.
+
+A checkpoint is `checkpoint_<step>/` with its files, and counts once `manifest.json` is in it. What
+lacks one is an unfinished write, which `sweep` takes away. Nothing is remembered between calls.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from service.errors import CheckpointError
+from service.redaction import shown_url
+from service.stores import open_store, reaching
+
+STATE_FILE = "state.pt"
+MANIFEST_FILE = "manifest.json"
+_FOLDER = re.compile(r"checkpoint_(\d{8,})")
+_HIDDEN = ".checkpoint_*"
+_BLOCK = 16 << 20
+"""Bytes that are read back at once."""
+
+
+class Store(Protocol):
+    """The checkpoints of one run. Every method may raise a CheckpointError that says what the store
+    refused; only `read` tells what is missing from what cannot be had."""
+
+    def place(self, step: int) -> str:
+        """Where the checkpoint of `step` lies, as a message may show it."""
+        ...
+
+    def put(self, step: int, state: bytes, manifest: bytes) -> None:
+        """Writes a checkpoint, its manifest last; what was there under this step goes."""
+        ...
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints with a manifest, rising."""
+        ...
+
+    def read(self, step: int, file: str) -> bytes | None:
+        """A file of a checkpoint; None when it is missing."""
+        ...
+
+    def delete(self, step: int) -> None:
+        """Takes a checkpoint away, so that it never counts with files missing."""
+        ...
+
+    def sweep(self) -> None:
+        """Takes away what unfinished writes and deletes left."""
+        ...
+
+
+def open_checkpoints(place: str | None, run_dir: Path) -> Store:
+    """The store of the run in `run_dir`: `<place>/<run id>`, or the run's own folder.
+
+    place: folder or fsspec URL, as `run.checkpoints`.
+
+    Raises:
+        CheckpointError: for an unknown or not installed protocol.
+    """
+    if place is None:
+        return FolderStore(run_dir)
+    fs, root = open_store(place, CheckpointError)
+    root = f"{root.rstrip('/')}/{run_dir.name}"
+    if isinstance(fs, LocalFileSystem):
+        return FolderStore(Path(root))
+    return UrlStore(fs, root, f"{place.rstrip('/')}/{run_dir.name}")
+
+
+def folder_name(step: int) -> str:
+    return f"checkpoint_{step:08d}"
+
+
+class FolderStore:
+    """Checkpoints in a local folder: each appears, and goes, by one rename."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def place(self, step: int) -> str:
+        return str(self._folder / folder_name(step))
+
+    def put(self, step: int, state: bytes, manifest: bytes) -> None:
+        target = self._folder / folder_name(step)
+        beside = self._beside(step)
+        with self._writing(step):
+            try:
+                beside.mkdir(parents=True)
+                _write(beside / STATE_FILE, state)
+                _write(beside / MANIFEST_FILE, manifest)
+                if target.is_dir():
+                    self.delete(step)
+                beside.rename(target)
+                _sync(self._folder)
+            except OSError:
+                shutil.rmtree(beside, ignore_errors=True)
+                raise
+
+    def steps(self) -> list[int]:
+        try:
+            found = list(self._folder.glob(f"checkpoint_*/{MANIFEST_FILE}"))
+        except OSError as error:
+            raise CheckpointError(f"cannot look for checkpoints: {error}") from error
+        return _steps_of(path.parent.name for path in found)
+
+    def read(self, step: int, file: str) -> bytes | None:
+        path = self._folder / folder_name(step) / file
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {path}: {error}; check its rights and the disk, then --resume"
+            ) from error
+
+    def delete(self, step: int) -> None:
+        aside = self._beside(step)
+        with self._writing(step):
+            (self._folder / folder_name(step)).rename(aside)
+            shutil.rmtree(aside)
+
+    def sweep(self) -> None:
+        for left in self._folder.glob(_HIDDEN):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _beside(self, step: int) -> Path:
+        """A hidden name that no other writer, such as one of a lost attempt, uses."""
+        return self._folder / f".{folder_name(step)}.{uuid.uuid4().hex[:8]}"
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write checkpoint {self.place(step)}: {error}; free space or check rights, "
+                "then resume the run; or copy its checkpoints elsewhere, name that place in "
+                "run.checkpoints, and resume"
+            ) from error
+
+
+class UrlStore:
+    """Checkpoints under an fsspec URL. Stores without a rename get the manifest last, after what
+    was uploaded has been read back: some take bytes, say so, and lose them.
+
+    root: the run's folder in `fs`. url: the same as a URL.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, root: str, url: str) -> None:
+        self._fs = fs
+        self._root = root
+        self._url = url
+
+    def place(self, step: int) -> str:
+        return f"{shown_url(self._url)}/{folder_name(step)}"
+
+    def put(self, step: int, state: bytes, manifest: bytes) -> None:
+        with reaching(self._url, CheckpointError):
+            try:
+                self._remove(step, MANIFEST_FILE)
+                self._upload(step, STATE_FILE, state)
+                self._upload(step, MANIFEST_FILE, manifest)
+            except Exception:
+                # A manifest that could not be read back must not count, and a full store needs the
+                # room; what cannot be removed now is swept later.
+                with contextlib.suppress(Exception):
+                    self._remove(step, MANIFEST_FILE)
+                    self._remove(step, STATE_FILE)
+                raise
+
+    def steps(self) -> list[int]:
+        return _steps_of(name for name, file in self._files() if file == MANIFEST_FILE)
+
+    def read(self, step: int, file: str) -> bytes | None:
+        with reaching(self._url, CheckpointError):
+            self._fs.invalidate_cache()
+            try:
+                return self._cat(self._path(step, file))
+            except FileNotFoundError:
+                return None
+
+    def delete(self, step: int) -> None:
+        with reaching(self._url, CheckpointError):
+            self._remove(step, MANIFEST_FILE)
+            self._fs.rm(f"{self._root}/{folder_name(step)}", recursive=True)
+
+    def sweep(self) -> None:
+        files = self._files()
+        whole = {name for name, file in files if file == MANIFEST_FILE}
+        for name in sorted({name for name, _ in files} - whole):
+            with reaching(self._url, CheckpointError):
+                self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+    def _files(self) -> list[tuple[str, str]]:
+        """Every file of a checkpoint, as (its folder's name, its name)."""
+        with reaching(self._url, CheckpointError):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.find(self._root)
+            except FileNotFoundError:
+                self._require_bucket()
+                return []
+        paths = [PurePosixPath(path) for path in found]
+        return [(p.parent.name, p.name) for p in paths if _FOLDER.fullmatch(p.parent.name)]
+
+    def _path(self, step: int, file: str) -> str:
+        return f"{self._root}/{folder_name(step)}/{file}"
+
+    def _remove(self, step: int, file: str) -> None:
+        """Takes a file away where there is one: a store may refuse deletes, and still be used."""
+        self._fs.invalidate_cache()
+        if self._fs.exists(self._path(step, file)):
+            self._fs.rm_file(self._path(step, file))
+
+    def _upload(self, step: int, file: str, data: bytes) -> None:
+        path = self._path(step, file)
+        try:
+            self._fs.pipe_file(path, data)
+        except FileNotFoundError:
+            self._require_bucket()
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(path, data)
+        self._fs.invalidate_cache()
+        size, digest = self._size_and_sha256(path)
+        if size != len(data) or digest != hashlib.sha256(data).hexdigest():
+            raise CheckpointError(
+                f"{self.place(step)}/{file} was uploaded with {len(data)} bytes and read back with "
+                f"{size}, not the same: the store loses data; "
+                "copy the checkpoints to another, name it in run.checkpoints, and resume"
+            )
+
+    def _require_bucket(self) -> None:
+        """Refuses a bucket, or top folder, that is not there: a wrong name must not make one."""
+        bucket = "/".join(PurePosixPath(self._root).parts[: 1 + self._root.startswith("/")])
+        if not self._fs.exists(bucket.replace("//", "/")):
+            raise FileNotFoundError(f"there is no {bucket}")
+
+    def _size_and_sha256(self, path: str) -> tuple[int, str]:
+        size, digest = int(self._fs.info(path)["size"]), hashlib.sha256()
+        for start in range(0, size, _BLOCK):
+            digest.update(self._cat(path, start=start, end=min(start + _BLOCK, size)))
+        return size, digest.hexdigest()
+
+    def _cat(self, path: str, **part: int) -> bytes:
+        found = self._fs.cat_file(path, **part)
+        assert isinstance(found, bytes)
+        return found
+
+
+def _steps_of(names: Iterable[str]) -> list[int]:
+    """The steps among folders' names; other names are somebody else's."""
+    found = (_FOLDER.fullmatch(name) for name in names)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in `folder` outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

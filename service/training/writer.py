@@ -1,0 +1,161 @@
+"""Writes checkpoints in the background: training hands over a copy and goes on.
+
+One is written at a time and at most one waits; a newer one takes the place of a waiting one, so a
+slow store costs checkpoints and never steps.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.errors import CheckpointError
+from service.training import events
+from service.training.checkpoint import Identity, State, best_of, save, snapshot
+from service.training.journal import Event
+from service.training.store import Store
+
+PAUSES_S = (1.0, 4.0)
+"""Seconds before each further try; a checkpoint whose last try fails has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    state: State
+    step: int
+    score: float | None
+
+
+class CheckpointWriter:
+    """Keeps the newest `keep` checkpoints and the best one.
+
+    failures: checkpoints in a row that may fail. tell: hears what becomes of each checkpoint, from
+    the thread that calls `write` or the writing one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        made_with: Identity,
+        keep: int,
+        failures: int = 0,
+        tell: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._store = store
+        self._made_with = made_with
+        self._keep = keep
+        self._failures = failures
+        self._tell = tell
+        self._changed = threading.Condition()
+        self._waiting: _Taken | None = None
+        self._is_writing = False
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._damaged: set[int] = set()
+        self._failed = 0
+        self._failure: CheckpointError | None = None
+
+    def write(self, state: State, step: int, score: float | None = None) -> None:
+        """Takes a copy now and returns; it is written in the background. score: CE over ln C."""
+        taken = _Taken(snapshot(state), step, score)
+        with self._changed:
+            replaced, self._waiting = self._waiting, taken
+            self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+            self._thread.start()
+        if replaced is not None:
+            self._tell(events.checkpoint_skipped(replaced.step))
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until nothing is left to write; False when that takes longer."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._waiting is None and not self._is_writing, timeout_s
+            )
+
+    def close(self) -> None:
+        """Waits until nothing is left to write, and ends the thread; nothing may follow."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def mark_damaged(self, step: int) -> None:
+        """The checkpoint of `step` is none to keep: it goes once another one is written."""
+        self._damaged.add(step)
+
+    @property
+    def failure(self) -> CheckpointError | None:
+        """Why the newest checkpoint that was tried failed; None when it did not."""
+        return self._failure
+
+    @property
+    def fatal(self) -> CheckpointError | None:
+        """The failure that the run must not survive: one more in a row than may be."""
+        return self._failure if self._failed > self._failures else None
+
+    def _run(self) -> None:
+        while taken := self._next():
+            self._try(taken)
+            # Not kept until the next one comes: it is as large as the model and its optimiser.
+            del taken
+
+    def _try(self, taken: _Taken) -> None:
+        try:
+            self._write(taken)
+        except Exception as error:  # noqa: BLE001  told, and the run's end in time
+            told = f"checkpoint of step {taken.step} failed: {type(error).__name__}: {error}"
+            # Whoever is told may be what failed.
+            with contextlib.suppress(Exception):
+                self._fail(taken.step, told)
+
+    def _next(self) -> _Taken | None:
+        """What to write next, once there is something; None at the end."""
+        with self._changed:
+            self._is_writing = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting is not None or self._is_closed)
+            taken, self._waiting = self._waiting, None
+            self._is_writing = taken is not None
+            return taken
+
+    def _write(self, taken: _Taken) -> None:
+        for pause_s in (*PAUSES_S, None):
+            try:
+                save(
+                    self._store,
+                    taken.state,
+                    step=taken.step,
+                    made_with=self._made_with,
+                    score=taken.score,
+                )
+                break
+            except CheckpointError as error:
+                if pause_s is None:
+                    return self._fail(taken.step, str(error))
+                time.sleep(pause_s)
+        self._failed, self._failure = 0, None
+        self._damaged.discard(taken.step)
+        self._tell({"event": "checkpoint", "step": taken.step})
+        self._clear(taken.step)
+
+    def _fail(self, step: int, message: str) -> None:
+        self._failed, self._failure = self._failed + 1, CheckpointError(message)
+        self._tell(events.checkpoint_failed(step, message))
+
+    def _clear(self, newest: int) -> None:
+        """Deletes what is neither among the newest nor the best; what stays for now is told of."""
+        try:
+            self._store.sweep()
+            found = self._store.steps()
+            steps = [step for step in found if step not in self._damaged]
+            kept = {*steps[-self._keep :], best_of(self._store, steps)}
+            for step in found:
+                if step not in kept:
+                    self._store.delete(step)
+        except CheckpointError as error:
+            self._tell(events.checkpoint_stays(newest, str(error)))

@@ -1,0 +1,69 @@
+"""Kills processes of real runs until CHAOS_KILLS have been killed, and compares every run.
+
+    make chaos                                  100 kills, 8 to 12 a run, about 35 minutes
+    CHAOS_SEED=7 CHAOS_KILLS=10 make chaos      as in the run that says so: to repeat it
+
+Results go to standard output, progress to standard error. Exits with 1 when a run did not go on, or
+told anything else than the run that was left alone; its folder and the logs of its commands stay.
+"""
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.campaign import CHECKPOINT_EVERY, Campaign
+from tests.chaos.chased import Struck
+from tests.chaos.kills import draw
+from tests.chaos.table import table
+
+TOTAL = 400
+A_RUN = 10
+"""Kills of one run."""
+
+
+def main() -> int:
+    seed = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
+    wanted = int(os.environ.get("CHAOS_KILLS", "100"))
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    _say(f"CHAOS_SEED={seed} CHAOS_KILLS={wanted}, in {folder}")
+    campaign = Campaign(folder, folder, TOTAL)
+    kills: list[Struck] = []
+    findings: list[str] = []
+    began, killed = time.monotonic(), 0
+
+    def on_kill(kill: Struck) -> None:
+        nonlocal killed
+        killed += 1
+        left_s = (time.monotonic() - began) / killed * (wanted - killed)
+        what = f"{kill.kill.victim} at {kill.kill.moment}, attempt {kill.attempt}"
+        _say(f"kill {killed} of {wanted}: {what}; ETA {left_s / 60:.0f} minutes")
+
+    while killed < wanted:
+        before, number = killed, min(A_RUN, wanted - killed)
+        plan = draw(seed, number, total=TOTAL, checkpoint_every=CHECKPOINT_EVERY)
+        struck, wrong = campaign.chase(f"chased-{seed}", plan, on_kill)
+        kills += struck
+        again = f"CHAOS_SEED={seed} CHAOS_KILLS={number} make chaos repeats it"
+        _say(*(told := [f"run chased-{seed}: {words} ({again})" for words in wrong]))
+        findings += told
+        seed += 1
+        if killed == before:
+            break
+    print(table(kills))
+    print("\n".join([*findings, f"{len(findings)} differences in {len(kills)} kills"]))
+    if not findings:
+        shutil.rmtree(folder)
+    return 1 if findings else 0
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

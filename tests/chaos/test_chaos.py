@@ -1,0 +1,38 @@
+"""A run whose processes are killed one after the other ends as one that was left alone.
+
+The long form, with a hundred kills: make chaos.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.campaign import CHECKPOINT_EVERY, Campaign
+from tests.chaos.kills import Victim, draw
+from tests.chaos.table import table
+
+TOTAL = 120
+SEED = int(os.environ.get("CHAOS_SEED", "6"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "6"))
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Ray's sockets lie below it, and their names may not be long."""
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_survives_the_death_of_each_of_its_processes(tmp_path: Path, ray_folder: Path):
+    campaign = Campaign(tmp_path, ray_folder, TOTAL)
+    once = dict.fromkeys(Victim, 1)
+    kills = draw(SEED, KILLS, total=TOTAL, checkpoint_every=CHECKPOINT_EVERY, shares=once)
+    struck, differences = campaign.chase("chased", kills)
+    print(table(struck))
+    assert differences == []
+    assert len(struck) >= KILLS - 1  # the last one may come too late

@@ -1,0 +1,305 @@
+"""Runs submitted to a real cluster that asks for a token: followed, looked at, stopped, continued.
+
+The commands run as processes of their own, from a checkout with a change in it; there is no Ray in
+this process.
+"""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from service.errors import ExitCode
+from service.training.checkpoint import checkpoints, step_of
+from service.training.journal import read_journal
+from tests.ray.head import CHANGE, Head, head, is_open, processes_of
+from tests.small import CONFIG
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SHORT = ("train.max_steps=40", "policy.go=0.99", "policy.hold=0.995", "policy.collapse=0.999")
+"""Learns enough for a GO by its end."""
+LONG = ("train.max_steps=10000", "train.checkpoint_every=20")
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """The module's cluster. Its end is a test of its own: nothing may be left."""
+    folder = tmp_path_factory.mktemp("head")
+    with head(folder) as found:
+        yield found
+    assert processes_of(folder) == []
+    assert [port for port in found.ports if is_open(port)] == []
+
+
+@pytest.fixture(scope="module")
+def words(ray_head: Head, records: Path) -> list[str]:
+    """A config, and where its runs lie."""
+    file = ray_head.folder / "small.yaml"
+    file.write_text(CONFIG.format(records=records))
+    return [str(file), f"run.storage={ray_head.folder / 'runs'}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Two runs, submitted at once so that they come up side by side: a short one that is followed
+    through `cutter`, and a long one with --detach."""
+
+    short: "subprocess.Popen[str]"
+    long: "subprocess.Popen[str]"
+    cutter: "Cutter"
+
+
+@pytest.fixture(scope="module")
+def begun(ray_head: Head, words: list[str]) -> Iterator[Begun]:
+    cutter = Cutter(ray_head.ports[1])
+    submit = ("submit", "train", *words, "--json")
+    followed = ("--run-id", "short", "--address", cutter.address)
+    detached = ("--run-id", "long", "--detach")
+    yield Begun(
+        ray_head.start(*submit, *SHORT, *followed),
+        ray_head.start(*submit, *LONG, *detached),
+        cutter,
+    )
+    cutter.close()
+
+
+def until(look: Callable[[], Any], seconds: float = 90.0) -> Any:
+    """The first answer that is true."""
+    end = time.monotonic() + seconds
+    while not (answer := look()):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    return answer
+
+
+class Cutter:
+    """A forwarded port whose connections are cut when asked to."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._ends: list[socket.socket] = []
+        Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._server.getsockname()[1]}"
+
+    def cut(self) -> int:
+        """How many connections there were."""
+        ends, self._ends = self._ends, []
+        for end in ends:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+        return len(ends)
+
+    def close(self) -> None:
+        self._server.close()
+        self.cut()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._ends += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+    finally:
+        source.close()
+
+
+def test_a_submitted_run_is_followed_through_cut_connections_to_its_own_exit_code(
+    ray_head: Head, begun: Begun
+):
+    process, cutter = begun.short, begun.cutter
+    journal = ray_head.folder / "runs" / "short" / "journal.jsonl"
+    until(lambda: process.poll() is not None or journal.parent.exists())
+    assert cutter.cut() > 0
+    until(lambda: process.poll() is not None or journal.exists())
+    cutter.cut()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.OK, err
+    values = json.loads(out)
+    assert (values["run_id"], values["exit_code"], values["state"]) == ("short", 0, "SUCCEEDED")
+    found = values["standing"]
+    assert (found["state"], found["verdict"], found["step"]) == ("ended", "GO", 40)
+    assert found["summary"]["steps"] == 40
+    assert ray_head.token not in out + err
+
+    log = ray_head.run("logs", "short").stdout.splitlines()
+    lines = [line for line in log if "Runtime env is" not in line and "Running entry" not in line]
+    assert lines[0] == CHANGE
+    shown = [line for line in err.splitlines() if not line.startswith("crossreid: ")]
+    assert shown == lines
+    assert f"the cluster must see run.storage {ray_head.folder}/runs" in err
+
+
+def test_a_detached_run_is_looked_at_stopped_with_a_checkpoint_and_goes_on_from_it(
+    ray_head: Head, words: list[str], begun: Begun
+):
+    folder = ray_head.folder / "runs" / "long"
+    out, err = begun.long.communicate(timeout=120)
+    assert begun.long.returncode == ExitCode.OK, err
+    assert json.loads(out)["begun"] is True
+    assert folder.is_dir()
+
+    def going() -> Any:
+        found = json.loads(ray_head.run("status", "long", "--json").stdout)
+        return found if found["checkpoint_step"] else None
+
+    found = until(going)
+    assert (found["state"], found["total"]) == ("training", 10000)
+    assert found["step"] >= found["checkpoint_step"] >= 20
+    assert found["eta_s"] > 0
+    assert found["checkpoint_at"].startswith(f"{folder}/checkpoint_")
+
+    again = ray_head.run("submit", "train", *words, "run.storage=/elsewhere", "--run-id", "long")
+    assert again.returncode == ExitCode.USER_ERROR
+    assert "run long is being trained already, by job long (RUNNING)" in again.stderr
+
+    stopped = ray_head.run("stop", "long")
+    assert stopped.returncode == ExitCode.OK, stopped.stderr
+    at = re.search(r"checkpoint of step (\d+) in (\S+)", stopped.stdout)
+    assert at is not None
+    step = step_of(checkpoints(folder)[-1])
+    assert (int(at[1]), at[2]) == (step, str(checkpoints(folder)[-1]))
+    assert step > found["step"]
+
+    taken = ray_head.run("submit", "train", *words, "run.storage=/elsewhere", "--run-id", "long")
+    assert "run long was there before, as job long (STOPPED)" in taken.stderr
+
+    followed = ray_head.start("submit", "train", "--resume", "long")
+    until(lambda: sum(e["event"] == "start" for e in read_journal(folder)) == 2)
+    followed.send_signal(signal.SIGINT)
+    out, err = followed.communicate(timeout=30)
+    assert (followed.returncode, out) == (ExitCode.INTERRUPTED, "")
+    assert "no longer looking; run long goes on. Look again: crossreid logs -f long" in err
+    starts = [e for e in read_journal(folder) if e["event"] == "start"]
+    assert [e["step"] for e in starts] == [0, step]
+
+    known = json.loads(ray_head.run("list", "--json").stdout)["runs"]
+    assert [(r["run"], r["job_id"], r["state"]) for r in known if r["run"] == "long"] == [
+        ("long", "long.2", "RUNNING")
+    ]
+    killed = ray_head.run("stop", "long", "--now")
+    assert killed.returncode == ExitCode.OK, killed.stderr
+    assert "run long was killed at step" in killed.stdout
+
+
+def test_where_a_run_stands_is_read_on_the_head_and_leaves_no_job(ray_head: Head, words: list[str]):
+    """As from a machine that does not see the run's folder."""
+    before = {job["job_id"] for job in json.loads(ray_head.run("list", "--json").stdout)["runs"]}
+    code = (
+        "import os, json; from service.orchestration.cluster_jobs import ClusterJobs;"
+        "from service.orchestration.looking import look_there;"
+        "jobs = ClusterJobs(os.environ['RAY_API_SERVER_ADDRESS']);"
+        f"print(json.dumps(look_there(jobs, '{ray_head.folder}/runs/short', None).to_dict()));"
+        "print(json.dumps([job.job_id for job in jobs.all()]))"
+    )
+    found = subprocess.run(
+        [ray_head.python, "-c", code],
+        cwd=ray_head.checkout,
+        env=ray_head.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    there, jobs = map(json.loads, found.stdout.splitlines())
+    here = json.loads(ray_head.run("status", f"{ray_head.folder}/runs/short", "--json").stdout)
+    differs = ("silent_s", "checkpoint_age_s")
+    assert {k: v for k, v in there.items() if k not in differs} == {
+        k: v for k, v in here.items() if k not in differs
+    }
+    assert before <= set(jobs)
+    assert not any(name.startswith("crossreid-") for name in jobs)
+
+
+def test_what_cannot_run_is_refused_in_words_and_leaves_nothing(
+    ray_head: Head, words: list[str], tmp_path: Path
+):
+    info = tmp_path / "torch-2.0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0.0\n")
+    blocked = ray_head.folder / "file"
+    blocked.write_text("")
+    refused = {
+        "no-gpu": (["cluster.gpus_per_worker=1"], {}, r"needs 1 GPU.* cluster has 0"),
+        "no-store": ([f"run.storage={blocked}/runs"], {}, r"RunError: run\.storage=.* cannot be"),
+        "no-torch": (
+            [],
+            {"PYTHONPATH": str(info.parent)},
+            r"has torch .*, expected 2\.0\.0, as",
+        ),
+    }
+    before = sorted((ray_head.folder / "runs").iterdir())
+    started = {
+        name: ray_head.start("submit", "train", *words, *more, "--run-id", name, **changed)
+        for name, (more, changed, _) in refused.items()
+    }
+    for name, process in started.items():
+        out, err = process.communicate(timeout=90)
+        assert process.returncode == ExitCode.USER_ERROR, err
+        assert out == f"job {name}: exit code 2\n"
+        assert re.search(refused[name][2], err), err
+        assert "Traceback" not in err
+    assert sorted((ray_head.folder / "runs").iterdir()) == before
+
+
+def test_a_cluster_that_cannot_be_asked_is_an_error_that_says_why(ray_head: Head):
+    wrong = ray_head.start("list", RAY_AUTH_TOKEN="0123wrong4567")
+    missing = ray_head.start("status", "short", HOME=str(ray_head.folder / "nobody"))
+    nobody = ray_head.start("logs", "short", "--address", f"http://127.0.0.1:{_closed_port()}")
+    unknown = [ray_head.start(command, "nobody") for command in ("status", "logs", "stop")]
+    expected = [
+        (wrong, "refuses the token that was found in RAY_AUTH_TOKEN"),
+        (missing, "wants a token, and none was found"),
+        (nobody, "nobody answers at http://127.0.0.1:"),
+        *((process, "no run 'nobody' on the cluster") for process in unknown),
+    ]
+    for process, words in expected:
+        out, err = process.communicate(timeout=50)
+        assert (process.returncode, out) == (ExitCode.USER_ERROR, "")
+        assert words in err
+        assert "wrong4567" not in err
+        assert "Traceback" not in err
+
+
+def test_the_cluster_holds_nothing_any_more(ray_head: Head):
+    def held() -> list[str]:
+        with ray_head.get("/api/v0/placement_groups") as answer:
+            groups = json.load(answer)["data"]["result"]["result"]
+        return [group["placement_group_id"] for group in groups if group["state"] != "REMOVED"]
+
+    until(lambda: not held())
+    jobs = json.loads(ray_head.run("list", "--json").stdout)["runs"]
+    assert {job["state"] for job in jobs} <= {"SUCCEEDED", "FAILED", "STOPPED"}
+
+
+def _closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

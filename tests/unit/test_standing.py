@@ -1,0 +1,232 @@
+"""Where a run stands, from the journals that runs leave."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.config import Config, DataConfig
+from service.decisions import Decision, Verdict
+from service.orchestration.reading import read_standing
+from service.orchestration.runs import create_run, held, write_summary
+from service.orchestration.standing import Life, Standing, State, standing
+from service.orchestration.sweep_journal import SweepJournal
+from service.settings import override
+from service.training.journal import Event, read_journal
+from tests.journals import CHECKPOINT_EVERY, LOG_EVERY, Trainer
+
+RUNNING = Life(held=True)
+GONE = Life()
+
+
+def told(folder: Path, life: Life, now: float, summary: Any = None) -> Standing:
+    return standing("night", read_journal(folder), now=now, life=life, summary=summary)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    return Trainer(tmp_path)
+
+
+def test_a_run_that_trains_says_where_it_is_and_when_it_will_be_done(trainer: Trainer):
+    trainer.begin(0)
+    trainer.train(1, 14)
+    found = told(trainer.folder, RUNNING, trainer.now + 4)
+    total = 100_000
+    assert (found.state, found.verdict, found.step) == (State.TRAINING, "GO", 14)
+    assert found.total == total
+    assert found.eta_s == pytest.approx((total - 14) * 0.125)
+    assert (found.epoch, found.sdm_weight) == (2, 0.0)
+    assert found.ce_fraction == pytest.approx((6.0 - 0.14) / math.log(400))
+    assert found.images_per_second == pytest.approx(80 / (LOG_EVERY * 0.125))
+    assert (found.world_size, found.attempt, found.restarts) == (2, 1, 0)
+    assert found.checkpoint_step == 2 * CHECKPOINT_EVERY
+    assert found.silent_s == pytest.approx(5)
+    written = [e["time"] for e in read_journal(trainer.folder) if e["event"] == "checkpoint"]
+    assert found.checkpoint_age_s == pytest.approx(trainer.now + 4 - written[-1])
+    assert found.newest == "[verdict] step=12 GO"
+
+
+def test_the_pace_is_that_of_the_last_steps_however_many_each_event_stands_for(trainer: Trainer):
+    trainer.begin(0)
+    counts = [(1, 9.0, 50), *((step, 1.0, 1) for step in range(2, 6)), (6, 4.0, 4)]
+    for step, seconds, count in counts:
+        event = {"event": "steps", "step": step, "ce": 5.0, "top1": 0.1, "images": 1.0}
+        trainer.write({**event, "seconds": seconds, "count": count})
+    trainer.write({"event": "health", "step": 6, "health": {"total_steps": 106, "sdm_weight": 0}})
+    found = told(trainer.folder, RUNNING, trainer.now)
+    assert found.eta_s == pytest.approx(100 * (4 * 1.0 + 4 * 4.0) / 8)
+
+
+def test_a_resumed_attempt_supersedes_what_was_written_past_its_start(trainer: Trainer):
+    trainer.begin(0)
+    trainer.train(1, 20)
+    trainer.begin(12)
+    found = told(trainer.folder, RUNNING, trainer.now)
+    assert (found.step, found.checkpoint_step, found.restarts) == (12, 12, 1)
+    assert (found.eta_s, found.images_per_second, found.top1) == (None, None, None)
+    at_12 = [e for e in read_journal(trainer.folder) if e["event"] == "checkpoint"][1]
+    assert found.checkpoint_age_s == pytest.approx(trainer.now - at_12["time"])
+    trainer.begin(0)
+    assert told(trainer.folder, RUNNING, trainer.now).checkpoint_step is None
+
+
+ENDS = [
+    ("GO", State.ENDED, False),
+    ("NO_GO", State.ENDED, False),
+    ("PAUSE", State.PAUSED, True),
+    ("STOPPED", State.STOPPED, True),
+]
+
+
+@pytest.mark.parametrize(("verdict", "state", "can_resume"), ENDS)
+def test_an_end_says_whether_the_run_goes_on(
+    trainer: Trainer, verdict: str, state: State, can_resume: bool
+):
+    trainer.begin(0)
+    trainer.train(1, 6)
+    trainer.end(6, verdict)
+    found = told(trainer.folder, GONE, trainer.now, {"verdict": verdict, "steps": 6})
+    assert (found.state, found.verdict, found.can_resume) == (state, verdict, can_resume)
+    assert found.eta_s is None
+    # Resumed: a driver holds it, and its workers come up.
+    again = told(trainer.folder, RUNNING, trainer.now)
+    assert again.state is (State.STARTING if can_resume else State.ENDED)
+    submitted = Life(job="RUNNING", since=trainer.now)
+    assert told(trainer.folder, submitted, trainer.now).state is State.STARTING
+    lingering = Life(held=True, job="RUNNING", since=0.0)
+    assert told(trainer.folder, lingering, trainer.now).state is state
+
+
+def test_a_driver_that_died_leaves_a_lost_run_and_an_error_a_failed_one(trainer: Trainer):
+    trainer.begin(0)
+    trainer.train(1, 8)
+    for life in (GONE, Life(job="FAILED"), Life(job="STOPPED")):
+        found = told(trainer.folder, life, trainer.now)
+        assert (found.state, found.can_resume, found.eta_s) == (State.LOST, True, None)
+    error = {"kind": "NonFiniteError", "cause": "non_finite", "name": "non_finite"}
+    trainer.write({"event": "error", **error, "message": "the gradient became NaN"})
+    found = told(trainer.folder, GONE, trainer.now)
+    assert (found.state, found.verdict, found.cause) == (State.FAILED, "ERROR", "non_finite")
+    assert found.words == "the gradient became NaN"
+    assert found.newest == "NonFiniteError: the gradient became NaN"
+
+
+def test_what_an_earlier_attempt_summed_up_is_no_end_of_this_one(trainer: Trainer):
+    trainer.begin(0)
+    trainer.end(6, "PAUSE")
+    trainer.begin(6)
+    trainer.train(7, 12)
+    found = told(trainer.folder, GONE, trainer.now, {"verdict": "PAUSE", "steps": 6})
+    assert found.state is State.LOST
+
+
+def test_a_run_lost_in_its_evaluation_has_its_verdict(trainer: Trainer):
+    trainer.begin(0)
+    trainer.train(1, 6)
+    summary = {"verdict": "GO", "cause": "", "steps": 6}
+    found = told(trainer.folder, GONE, trainer.now, summary)
+    assert (found.state, found.verdict) == (State.ENDED, "GO")
+
+
+def test_all_steps_done_and_no_end_yet_is_an_evaluation(trainer: Trainer):
+    trainer.begin(0)
+    trainer.write({"event": "health", "step": 9, "health": {"total_steps": 9, "sdm_weight": 0.1}})
+    assert told(trainer.folder, RUNNING, trainer.now).state is State.EVALUATING
+
+
+@pytest.mark.parametrize(
+    ("life", "state"),
+    [
+        (Life(job="PENDING"), State.WAITING),
+        (Life(job="RUNNING"), State.STARTING),
+        (RUNNING, State.STARTING),
+        (GONE, State.LOST),
+    ],
+)
+def test_without_a_line_others_say_what_goes_on(tmp_path: Path, life: Life, state: State):
+    found = told(tmp_path, life, 1000.0)
+    assert (found.state, found.step, found.total, found.silent_s) == (state, 0, None, None)
+
+
+def test_the_newest_thing_told_is_an_error_a_decision_or_what_has_a_message(trainer: Trainer):
+    trainer.begin(0)
+    decision = Decision(20, Verdict.WAIT).to_dict()
+    trainer.write({"event": "decision", **decision})
+    assert told(trainer.folder, RUNNING, trainer.now).newest == ""
+    trainer.write({"event": "checkpoint_failed", "step": 12, "message": "no space left"})
+    newest = told(trainer.folder, RUNNING, trainer.now).newest
+    assert newest == "[checkpoint_failed] step=12 no space left"
+
+
+def test_a_standing_survives_json_also_from_a_version_with_more_fields(trainer: Trainer):
+    trainer.begin(0)
+    trainer.train(1, 9)
+    found = told(trainer.folder, RUNNING, trainer.now)
+    sweep = Standing("s", State.TRAINING, trials=(found,))
+    assert Standing.from_dict({**sweep.to_dict(), "mood": "good"}) == sweep
+
+
+# -- from folders ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    made = Config(data=DataConfig(records="records"))
+    return override(made, [f"run.storage={tmp_path / 'runs'}", "run.name=night"])
+
+
+def test_a_folder_is_read_with_its_lock_and_its_places(config: Config):
+    run = create_run(override(config, ["run.checkpoints=s3://bucket/c"]), "one")
+    trainer = Trainer(run.path)
+    trainer.begin(0)
+    trainer.train(1, 6)
+    with held(run):
+        found = read_standing(run.path)
+        assert (found.state, found.folder) == (State.TRAINING, str(run.path))
+    assert found.checkpoint_at == "s3://bucket/c/one/checkpoint_00000006"
+    trainer.end(6, "NO_GO")
+    write_summary(run.path, {"verdict": "NO_GO", "steps": 6})
+    assert read_standing(run.path).state is State.ENDED
+    local = create_run(config, "two")
+    Trainer(local.path).begin(6)
+    assert read_standing(local.path).checkpoint_at == f"{local.path}/checkpoint_00000006"
+
+
+def test_a_sweep_counts_its_trials(config: Config):
+    space = "tune.space={optim.head_lr: {grid: [1e-2, 1e-3, 1e-4]}}"
+    run = create_run(override(config, [space]), "sweep")
+    journal = SweepJournal(run.path / "decisions.jsonl")
+    assert read_standing(run.path, Life(job="RUNNING")).state is State.STARTING
+    for trial in ("a", "b", "c"):
+        line: Event = {"event": "trial", "time": 1.0, "trial": trial, "sample": {}}
+        journal.append(line)
+        decision = Decision(40, Verdict.GO if trial == "a" else Verdict.WAIT).to_dict()
+        told_of = {"step": 40, "total": 90, "decision": decision}
+        journal.append({**line, "event": "decision", **told_of})
+    journal.append({"event": "end", "time": 2.0, "trial": "b", "outcome": {"verdict": "NO_GO"}})
+    found = read_standing(run.path, Life(job="RUNNING"))
+    assert (found.state, found.step, found.total) == (State.TRAINING, 1, 3)
+    states = [(t.run, t.state, t.verdict, t.step, t.total) for t in found.trials]
+    assert states == [
+        ("a", State.TRAINING, "GO", 40, 90),
+        ("b", State.ENDED, "NO_GO", 40, 90),
+        ("c", State.TRAINING, "WAIT", 40, 90),
+    ]
+    assert found.newest == "a: [verdict] step=40 GO"
+    left = read_standing(run.path)
+    assert (left.state, left.trials[0].state) == (State.LOST, State.STOPPED)
+    write_summary(run.path, {"verdict": "STOPPED"})
+    assert read_standing(run.path).state is State.STOPPED
+
+
+def test_looking_loads_neither_torch_nor_ray():
+    code = (
+        "import sys, service.orchestration.reading, service.orchestration.orders;"
+        "print({'ray', 'torch'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
