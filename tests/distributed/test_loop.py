@@ -16,6 +16,7 @@ from service.training.journal import read_journal
 from service.training.loop import Trainer
 from service.training.parts import build_parts
 from service.training.ports import Ports
+from service.training.store import folder_name
 from tests.small import make_records, small_config
 
 OVERRIDES = [
@@ -69,12 +70,14 @@ def broken(world: Distributed, records: str, folder: str) -> str:
 
 
 def unwritable(world: Distributed, records: str, folder: str) -> str:
-    """Rank 0 cannot write its second checkpoint, and none may fail."""
+    """Rank 0 can write no checkpoint but its first, and none may fail; which of them it comes to
+    depends on its disk, since a newer one replaces one that waits."""
     writer_module.PAUSES_S = (0.01, 0.01)
     overrides = [*OVERRIDES, "train.checkpoint_every=5", "train.failed_checkpoints=0"]
     trainer = Trainer(small_config(Path(records), overrides), Path(folder), world, Ports())
     if world.rank == 0:
-        (Path(folder) / "checkpoint_00000010").write_text("in the way")
+        for step in (10, 15, 20, 24):
+            (Path(folder) / folder_name(step)).write_text("in the way")
     try:
         trainer.run()
     except CheckpointError as error:

@@ -67,7 +67,7 @@ NEVER_OF_A_HEALTHY_RUN = {"Cause in force A", "Device-hours B", "Trials O"}
 @dataclass(frozen=True)
 class Seen:
     """What was left. codes: exit codes by run. back_s: from the exporter's death to its full state.
-    gone_s: from the last end to no series. answers: of Prometheus, at the end."""
+    gone_s: from the last end to no series. answers: of Prometheus, while the last run still trains."""
 
     storage: Path
     listener: Listener
@@ -160,10 +160,11 @@ class Stage:
         back_s = self.kill_the_exporter()
         cast["lost"] = self.resumed_when_missed("lost")
         self.until(lambda: all(cast[name].exit_code is not None for name in going - {"lost"}), 240)
+        server = Prometheus(self.watch.url, self.watch.pids[0])
+        # While a run still trains: some panels show only what is now.
+        answers = asked(server, begun, time.time())
         cast["lost"].end()
         ended_at = time.monotonic()
-        server = Prometheus(self.watch.url, self.watch.pids[0])
-        answers = asked(server, begun, time.time())
         self.until(lambda: server.at(PREFIX + "running", time.time()) == [], 60)
         gone_s = time.monotonic() - ended_at
         self.until(lambda: not self.listener.open_ones(), 90)
@@ -224,7 +225,7 @@ def ended(storage: Path) -> set[tuple[str, str]]:
 
 
 def asked(server: Prometheus, begun: float, now: float) -> dict[str, Any]:
-    """What the dashboards' queries, and every line's own, say of the runs at their end."""
+    """What the dashboards' queries, and every line's own, say of the runs."""
     span = Span(math.floor(begun), math.ceil(now), 1.0)
     boards = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in ("run", "fleet")}
     chosen = {
