@@ -35,6 +35,11 @@ def of_kind(objects: list[Json], kind: str) -> list[Json]:
     return [found for found in objects if found["kind"] == kind]
 
 
+def named(found: Json) -> str:
+    """An object as tests name it."""
+    return f"{found['kind']}-{found['metadata']['name']}"
+
+
 @cache
 def _rendered(variant: str) -> list[Json]:
     return _built(FOLDER / variant, [])

@@ -20,6 +20,8 @@ from tests.deploy.pods import pods
 IMAGE = "/opt/crossreid/"
 """Where docker/Dockerfile puts configs and deploy."""
 JOBS = [found for _, found in every_object() if found["kind"] == "RayJob"]
+MODES = ("K8sJobMode", "HTTPMode", "SidecarMode")
+"""Those that submit by themselves; the CRD takes any text."""
 _META = re.compile(r"[;&|<>$`\\\"'(){}*?~\n]")
 SCRAPE_S = 15.0
 
@@ -52,6 +54,8 @@ def complaints(found: Json) -> list[str]:
     except (AssertionError, ValueError, CrossReidError) as error:
         return [f"the entrypoint is refused: {error}"]
     config, wrong = said.config, []
+    if spec["submissionMode"] not in MODES or not spec["shutdownAfterJobFinishes"]:
+        wrong.append("the cluster is not made for this job, or outlives it")
     if importlib.util.find_spec(said.module) is None:
         wrong.append(f"no module {said.module}")
     if not config.run.storage.startswith("/data/"):
@@ -169,9 +173,17 @@ def gone_too_early(found: Json) -> None:
     found["spec"]["ttlSecondsAfterFinished"] = 60
 
 
+def misspelt_mode(found: Json) -> None:
+    found["spec"]["submissionMode"] = "Sidecar"
+
+
+def never_shut_down(found: Json) -> None:
+    found["spec"]["shutdownAfterJobFinishes"] = False
+
+
 FAULTS: tuple[Callable[[Json], None], ...] = (
     unknown_setting, loopback, other_port, no_such_config, no_such_module, no_run_id, bad_run_id,
-    chained, url_storage, more_workers, gone_too_early,
+    chained, url_storage, more_workers, gone_too_early, misspelt_mode, never_shut_down,
 )  # fmt: skip
 
 
