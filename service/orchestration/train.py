@@ -22,11 +22,11 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
+from service.background import Background
 from service.config import ClusterConfig, Config
 from service.data.fitting import plan_for_all
 from service.decisions import Directive
 from service.errors import ClusterError
-from service.orchestration.background import Background
 from service.orchestration.cluster import connected, first_line
 from service.orchestration.control import ControlReader, start_control
 from service.orchestration.failures import Loss, OnFailure, tell_loss

@@ -10,9 +10,9 @@ from typing import Any
 from ray import tune
 from ray.tune import ResumeConfig, TuneConfig, Tuner
 
+from service.background import Background
 from service.config import Config
 from service.errors import ExitCode, RunError
-from service.orchestration.background import Background
 from service.orchestration.bases import make_base
 from service.orchestration.budget import Budget, budget
 from service.orchestration.cluster import connected

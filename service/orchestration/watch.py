@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import tune
 
-from service.orchestration.background import Background
+from service.background import Background
 from service.orchestration.control import ControlReader
 from service.orchestration.monitor import Monitor
 from service.orchestration.orphans import QUIET_S, remove_orphans

@@ -11,9 +11,9 @@ import pytest
 import ray
 from ray.train import ControllerError, WorkerGroupError
 
+from service.background import Background
 from service.config import ClusterConfig, Config, DataConfig
 from service.errors import ClusterError, CrossReidError, DataError, NonFiniteError, RunError
-from service.orchestration.background import Background
 from service.orchestration.cluster import connected, first_line
 from service.orchestration.runs import Run
 from service.orchestration.train import _failed, _is_lost_at_start, _watch, ended

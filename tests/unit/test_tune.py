@@ -9,12 +9,12 @@ import pytest
 from ray.tune.logger import CSVLoggerCallback
 
 from service import cli
+from service.background import Background
 from service.config import Config, DataConfig
 from service.decisions import Directive
 from service.errors import ClusterError, ConfigError, DataError, ExitCode, RunError
 from service.gonogo import Rules
 from service.orchestration import entry, train, tune, watch
-from service.orchestration.background import Background
 from service.orchestration.nested import _trial_run, past_end
 from service.orchestration.orphans import QUIET_S
 from service.orchestration.rows import Sweep
