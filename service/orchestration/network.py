@@ -6,6 +6,7 @@ loopback: workers of two machines then never meet. Flags and objects go over glo
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import struct
@@ -14,6 +15,8 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
+
+from service.telemetry.logs import LOGGER
 
 _SIOCGIFADDR = 0x8915
 
@@ -28,15 +31,30 @@ class Meeting(TorchConfig):
 
 class _MeetingBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(choose_interface)
-        super().on_start(worker_group, backend_config)
+        """Lets the workers meet; gives their room back when they do not.
+
+        Ray forgets a group that fails here, and the next one would wait for its room for ever.
+        """
+        try:
+            worker_group.execute(choose_interface)
+            super().on_start(worker_group, backend_config)
+        except Exception:
+            worker_group.get_worker_group_state().placement_group_handle.shutdown()
+            raise
 
 
 def choose_interface() -> None:
-    """Sets GLOO_SOCKET_IFNAME in this process, unless the user has."""
-    name = interface_of(ray.util.get_node_ip_address())
-    if name:
+    """Sets GLOO_SOCKET_IFNAME in this process, unless the user has; warns when none fits."""
+    address = ray.util.get_node_ip_address()
+    if name := interface_of(address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    elif "GLOO_SOCKET_IFNAME" not in os.environ:
+        logging.getLogger(LOGGER).warning(
+            "no network interface of this machine has %s, by which Ray knows it; gloo takes the "
+            "one that the machine's own name leads to. If workers of several machines do not meet, "
+            "set GLOO_SOCKET_IFNAME on each",
+            address,
+        )
 
 
 def interface_of(address: str) -> str:

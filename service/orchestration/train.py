@@ -134,7 +134,8 @@ def fit(
         except TrainingFailedError as error:
             if not left or not _is_lost_at_start(error):
                 return _failed(config, job.run_dir, error)
-            tell_loss(job, Loss((), "a worker was lost before all had found each other"))
+            tell_loss(job, Loss((), "a worker was lost before all had begun to train"))
+            free_orphans()
         except RayError as error:
             if not left or not isinstance(error, RayActorError):
                 raise ClusterError(
@@ -216,7 +217,7 @@ def _announce(on_progress: OnProgress, run: Run, exporter: ExporterLease | None)
     few, many = cluster.fewest_workers, cluster.num_workers
     number = str(many) if few == many else f"{few} to {many}"
     lines.append(f"starting {number} worker{'' if number == '1' else 's'}")
-    on_progress(Update(trial=MAIN_TRIAL, messages=tuple(lines)))
+    on_progress(Update(trial=MAIN_TRIAL, messages=tuple(lines), folder=str(run.path)))
 
 
 def _watch(
@@ -292,11 +293,15 @@ def _scaling(cluster: ClusterConfig) -> ScalingConfig:
 
 
 def _is_lost_at_start(error: TrainingFailedError) -> bool:
-    """Whether workers missed each other at their meeting, which Ray takes for a fault of its own.
+    """Whether workers missed each other at their meeting, or one ended as it was told to train:
+    Ray takes both for faults of its own.
 
-    It tries again by itself when it hears of the death of one first.
+    It tries again by itself when it hears of a death before that.
     """
-    return isinstance(error, ControllerError) and is_lost_peer(error.controller_failure)
+    if not isinstance(error, ControllerError):
+        return False
+    cause = error.controller_failure
+    return isinstance(cause, RayActorError) or is_lost_peer(cause)
 
 
 def _failed(config: Config, run_dir: str, error: TrainingFailedError) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 
 from service.background import Background
@@ -210,6 +211,7 @@ class DistNetworkError(RuntimeError):
     ("error", "lost"),
     [
         (ControllerError(DistNetworkError("Failed to recv, got 0 bytes")), True),
+        (ControllerError(pickle.loads(pickle.dumps(ActorDiedError()))), True),
         (ControllerError(ValueError("no such folder")), False),
         (WorkerGroupError("x", {0: DistNetworkError("x")}), False),
     ],
