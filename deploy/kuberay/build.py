@@ -21,7 +21,6 @@ Json = dict[str, Any]
 _MADE = "# Made by make manifests from {source}; change that.\n"
 _CLUSTER = """\
 # A long-lived Ray cluster, to which jobs are submitted.
-#   kubectl apply -k deploy/kuberay/cluster
 # Without a run there is no GPU machine: the autoscaler adds machines for a run that waits for them
 # (cluster.wait_s=1800), and takes them away after ten idle minutes.
 """

@@ -13,7 +13,9 @@ import yaml
 Json = dict[str, Any]
 
 FOLDER = Path("deploy/kuberay")
-VARIANTS = ("cluster", "first", "ingest", "ingest-s3", "job", "job-s3", "monitoring")
+RUNNABLE = ("cluster", "copy", "first", "ingest", "ingest-s3", "job", "job-s3")
+"""Those with an image, which a person applies from a folder that names it."""
+VARIANTS = ("base", *RUNNABLE, "monitoring")
 """The folders that a person applies."""
 _KNOWN = {
     "apiVersion", "kind", "namespace", "resources", "components", "patches", "labels",
@@ -27,7 +29,7 @@ def rendered(variant: str) -> list[Json]:
 
 
 def every_object() -> list[tuple[str, Json]]:
-    """Variant and object, of all variants; those of `base` once for each."""
+    """Variant and object, of all variants."""
     return [(variant, found) for variant in VARIANTS for found in rendered(variant)]
 
 

@@ -1,22 +1,28 @@
 """The pods that the manifests lead to, and what must hold for each."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from service.orchestration.submit import _variables
 from tests.deploy.kustomize import Json
 
 PART_OF = {"app.kubernetes.io/part-of": "crossreid"}
 WRITABLE = ("/tmp", "/home/crossreid")
 """What Ray writes to besides /dev/shm and the data; all else of the image is read-only."""
+OF_A_STOPPED_JOB = _variables(None)
+"""What `crossreid submit` gives a job, so that one that is stopped can write its checkpoint."""
+GONE_S = 60
+"""Seconds after which the pods of a lost machine are made again; Kubernetes waits for 300."""
 _PINNED = re.compile(r"[\w.-]+(?:/[\w.-]+)+:\d+\.\d+\.\d+[\w.-]*(?:@sha256:[0-9a-f]{64})?")
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """role: head, worker, submitter or job. labels: those that it has in the end."""
+    """role: head, worker, submitter, job or copy. labels: those that it has in the end."""
 
     name: str
     role: str
@@ -40,6 +46,8 @@ def cluster_spec(found: Json) -> Json | None:
 def pods(found: Json) -> Iterator[Pod]:
     """Every pod template of one object; KubeRay's own labels are added."""
     name = f"{found['kind']} {found['metadata']['name']}"
+    if found["kind"] == "Pod":
+        yield _pod(name, "copy", found)
     if found["kind"] == "Job":
         yield _pod(f"{name} pod", "job", found["spec"]["template"])
     if found["kind"] == "RayJob":
@@ -67,6 +75,10 @@ def complaints(pod: Pod) -> list[str]:
     """What is wrong with a pod, beyond what Kubernetes' schema says."""
     found = [] if PART_OF.items() <= pod.labels.items() else ["is not part of crossreid"]
     found += _of_the_pod(pod)
+    if pod.role == "head":
+        found += _of_the_head(pod)
+    if pod.role == "worker":
+        found += _of_a_lost_machine(pod)
     for container in (*pod.spec.get("initContainers", ()), *pod.spec["containers"]):
         found += [f"{container['name']} {said}" for said in _of_container(pod, container)]
     return [f"{pod.name}: {said}" for said in found]
@@ -85,6 +97,25 @@ def _of_the_pod(pod: Pod) -> Iterator[str]:
         if not volume.keys() & {"emptyDir", "persistentVolumeClaim", "secret", "configMap"}:
             yield f"has a volume of {sorted(volume)}"
     yield from _of_shared_memory(pod)
+
+
+def _of_the_head(pod: Pod) -> Iterator[str]:
+    """Jobs run here, with this environment."""
+    given = {variable["name"]: variable.get("value") for variable in pod.main["env"]}
+    for name, value in OF_A_STOPPED_JOB.items():
+        if given.get(name) != value:
+            yield f"has {name} {given.get(name)}, expected {value}"
+
+
+def _of_a_lost_machine(pod: Pod) -> Iterator[str]:
+    stays = {
+        said["key"]: said.get("tolerationSeconds", math.inf)
+        for said in pod.spec.get("tolerations", ())
+        if said["effect"] == "NoExecute"
+    }
+    for key in ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"):
+        if stays.get(key, math.inf) > GONE_S:
+            yield f"stays too long on a machine that is {key.partition('/')[2]}"
 
 
 def _of_shared_memory(pod: Pod) -> Iterator[str]:

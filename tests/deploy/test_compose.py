@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 import service
 from tests.deploy.kustomize import Json
+from tests.deploy.pods import OF_A_STOPPED_JOB
 from tests.deploy.secrets import secrets
 
 FOLDER = Path("docker")
@@ -86,6 +87,11 @@ def of_ray(said: Json) -> Iterator[str]:
     if not said.get("read_only"):
         yield "may write to the image"
     variables = said["environment"]
+    if len(said["networks"]) != 1:
+        yield "has several addresses, of which Ray tells one"
+    for key, value in OF_A_STOPPED_JOB.items():
+        if variables.get(key) != value:
+            yield f"has {key} {variables.get(key)}, expected {value}"
     if variables.get("RAY_AUTH_MODE") != "token":
         yield "does not ask for the token"
     if variables.get("RAY_AUTH_TOKEN_PATH") != "/run/secrets/ray_token" or said["secrets"] != [
@@ -243,7 +249,17 @@ def other_name(stack: Json) -> None:
 
 
 def apart(stack: Json) -> None:
-    stack["services"]["head"]["networks"] = ["ray"]
+    stack["services"]["prometheus"]["networks"] = ["watch"]
+
+
+def two_addresses(stack: Json) -> None:
+    stack["services"]["head"]["networks"] = ["ray", "watch"]
+
+
+def killed_at_once(stack: Json) -> None:
+    variables = dict(stack["services"]["head"]["environment"])
+    del variables["RAY_JOB_STOP_WAIT_TIME_S"]
+    stack["services"]["head"]["environment"] = variables
 
 
 def committed(stack: Json) -> None:
@@ -264,7 +280,7 @@ def unlimited(stack: Json) -> None:
 
 FAULTS: tuple[Callable[[Json], None], ...] = (
     misspelt_key, open_port, more_ports, latest, token, no_auth, small_shm, lost_file, writable,
-    other_name, apart, committed, privileged, unhealthy, unlimited,
+    other_name, apart, two_addresses, killed_at_once, committed, privileged, unhealthy, unlimited,
 )  # fmt: skip
 
 

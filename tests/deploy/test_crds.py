@@ -64,9 +64,14 @@ def other_kind(job: Json) -> None:
     job["kind"] = "RayJobs"
 
 
+def version_that_is_to_go(job: Json) -> None:
+    job["apiVersion"] = "ray.io/v1alpha1"
+
+
 FAULTS: tuple[Callable[[Json], None], ...] = (
     misspelt_field, text_for_a_number, number_as_parameter, misspelt_group,
     misspelt_in_a_container, misspelt_context, unknown_mode, other_kind,
+    version_that_is_to_go,
 )  # fmt: skip
 
 

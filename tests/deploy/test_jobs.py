@@ -24,6 +24,8 @@ MODES = ("K8sJobMode", "HTTPMode", "SidecarMode")
 """Those that submit by themselves; the CRD takes any text."""
 _META = re.compile(r"[;&|<>$`\\\"'(){}*?~\n]")
 SCRAPE_S = 15.0
+MACHINE_S = 1200.0
+"""Seconds in which a cloud has given a machine with GPUs, and that has fetched the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ def fit(found: Json, config: Config) -> list[str]:
         a_pod = float(limits.get(kind, 0)) // each if each else asked.num_workers
         if a_pod * group["replicas"] < asked.num_workers:
             wrong.append(f"the workers lack {kind}")
+    if asked.gpus_per_worker and asked.wait_s < MACHINE_S:
+        wrong.append("the run ends before a lost machine is replaced")
     return wrong
 
 
@@ -177,6 +181,10 @@ def misspelt_mode(found: Json) -> None:
     found["spec"]["submissionMode"] = "Sidecar"
 
 
+def impatient(found: Json) -> None:
+    found["spec"]["entrypoint"] += " cluster.wait_s=0"
+
+
 def never_shut_down(found: Json) -> None:
     found["spec"]["shutdownAfterJobFinishes"] = False
 
@@ -184,6 +192,7 @@ def never_shut_down(found: Json) -> None:
 FAULTS: tuple[Callable[[Json], None], ...] = (
     unknown_setting, loopback, other_port, no_such_config, no_such_module, no_run_id, bad_run_id,
     chained, url_storage, more_workers, gone_too_early, misspelt_mode, never_shut_down,
+    impatient,
 )  # fmt: skip
 
 

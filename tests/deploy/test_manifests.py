@@ -118,6 +118,8 @@ def test_no_secret_is_written_down():
         'GF_SECURITY_ADMIN_PASSWORD: "correct-horse"',
         "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI",
         "auth_token: crossword12345",
+        "{name: AWS_SECRET_ACCESS_KEY, value: wJalrXUtnFEMI}",
+        "- name: RAY_AUTH_TOKEN\n    value: sesame",
     ],
 )
 def test_a_planted_secret_is_found(line: str):

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from service.config import TelemetryConfig
-from tests.deploy.kustomize import Json, of_kind, rendered
+from tests.deploy.kustomize import RUNNABLE, Json, of_kind, rendered
 from tests.deploy.pods import PART_OF, pods
 
 METRICS = TelemetryConfig().port
-POLICIES = of_kind(rendered("cluster"), "NetworkPolicy")
+POLICIES = of_kind(rendered("base"), "NetworkPolicy")
 HEAD, WORKER = ({**PART_OF, "ray.io/node-type": role} for role in ("head", "worker"))
 SUBMITTER = PART_OF
 PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
@@ -78,14 +78,12 @@ def test_only_who_must_reaches_the_pods():
     assert wrong(POLICIES) == []
 
 
-@pytest.mark.parametrize("variant", ["cluster", "job", "job-s3", "first", "ingest", "ingest-s3"])
+@pytest.mark.parametrize("variant", RUNNABLE)
 def test_every_pod_is_under_a_policy(variant: str):
-    objects = rendered(variant)
-    policies = of_kind(objects, "NetworkPolicy")
-    found = [pod for one in objects for pod in pods(one)]
+    found = [pod for one in rendered(variant) for pod in pods(one)]
     assert found
     for pod in found:
-        assert any(matches(p["spec"]["podSelector"], pod.labels) for p in policies), pod.name
+        assert any(matches(p["spec"]["podSelector"], pod.labels) for p in POLICIES), pod.name
 
 
 def all_ports(policies: list[Json]) -> None:

@@ -21,7 +21,7 @@ def test_pods_are_as_they_must_be(pod: Pod):
 
 
 def test_all_roles_are_there():
-    assert {pod.role for pod in ALL} == {"head", "worker", "submitter", "job"}
+    assert {pod.role for pod in ALL} == {"head", "worker", "submitter", "job", "copy"}
 
 
 @pytest.mark.parametrize("pod", [p for p in ALL if p.role == "head"], ids=lambda pod: pod.name)
@@ -85,8 +85,8 @@ def test_names_leave_room_for_what_kuberay_appends():
 def test_claims_secrets_and_priorities_are_made_or_told_how_to_make():
     made = {"crossreid-ray-token", "crossreid-s3"}
     readme = Path("deploy/README.md").read_text()
-    for variant, found in every_object():
-        objects = {(o["kind"], o["metadata"]["name"]) for o in rendered(variant)}
+    objects = {(o["kind"], o["metadata"]["name"]) for o in rendered("base")}
+    for _, found in every_object():
         for pod in pods(found):
             for volume in pod.spec["volumes"]:
                 if "persistentVolumeClaim" in volume:
@@ -179,9 +179,13 @@ def stranger(pod: Pod) -> None:
     pod.labels["app.kubernetes.io/part-of"] = "other"
 
 
+def killed_at_once(pod: Pod) -> None:
+    pod.main["env"] = [v for v in pod.main["env"] if v["name"] != "RAY_JOB_STOP_WAIT_TIME_S"]
+
+
 FAULTS: tuple[Callable[[Pod], None], ...] = (
     long_port, root, no_seccomp, rights, escalation, writable, latest, burst, small_shm, disk_shm,
-    host_path, host_network, unknown_volume, no_tmp, token, stranger,
+    host_path, host_network, unknown_volume, no_tmp, token, stranger, killed_at_once,
 )  # fmt: skip
 
 
@@ -192,3 +196,33 @@ def test_planted_faults_in_a_pod_are_found(plant: Callable[[Any], None]):
     assert complaints(head) == []
     plant(head)
     assert complaints(head)
+
+
+def no_toleration(pod: Pod) -> None:
+    del pod.spec["tolerations"]
+
+
+def only_unreachable(pod: Pod) -> None:
+    pod.spec["tolerations"].pop()
+
+
+def for_ever(pod: Pod) -> None:
+    del pod.spec["tolerations"][-1]["tolerationSeconds"]
+
+
+def as_kubernetes(pod: Pod) -> None:
+    pod.spec["tolerations"][-1]["tolerationSeconds"] = 300
+
+
+OF_WORKERS: tuple[Callable[[Pod], None], ...] = (
+    no_toleration, only_unreachable, for_ever, as_kubernetes,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", OF_WORKERS, ids=lambda plant: plant.__name__)
+def test_planted_faults_in_a_worker_are_found(plant: Callable[[Any], None]):
+    (job,) = of_kind(copy.deepcopy(rendered("job")), "RayJob")
+    worker = next(pod for pod in pods(job) if pod.role == "worker")
+    assert complaints(worker) == []
+    plant(worker)
+    assert complaints(worker)

@@ -23,7 +23,9 @@ def test_the_scrape_for_kubernetes_is_read(tmp_path: Path):
     """Debian's Prometheus knows no Kubernetes, so another discovery stands in for it."""
     config = yaml.safe_load((PROMETHEUS / "kubernetes.yml").read_text())
     (job,) = config["scrape_configs"]
-    assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    assert job.pop("kubernetes_sd_configs") == [
+        {"role": "pod", "namespaces": {"names": ["crossreid"]}}
+    ]
     job["static_configs"] = [{"targets": ["127.0.0.1:9109"]}]
     config["rule_files"] = []
     (tmp_path / "p.yml").write_text(yaml.safe_dump(config))
