@@ -21,7 +21,7 @@ from service.orchestration.space import with_sample
 from service.orchestration.train import ended, fit
 from service.orchestration.trials import is_end
 from service.orchestration.worker import Job, error_values
-from service.training.journal import read_journal
+from service.training.journal import last_attempt, read_journal
 
 _ALONE_S = 30.0
 """Seconds in which the processes of a lost driver are gone."""
@@ -58,10 +58,12 @@ def _outcome(sample: dict[str, Any], text: str, path: str, control: str) -> dict
         with _alone(run):
             outcome = past_end(run)
             if outcome is None:
-                if read_journal(run.path):
+                told = last_attempt(read_journal(run.path))
+                if told:
                     # This trial's process was lost before, and with it who would free its workers.
                     free_orphans()
-                job = Job(run.config.to_yaml(), str(run.path), control, trial_id, decides=False)
+                text = run.config.to_yaml()
+                job = Job(text, str(run.path), control, trial_id, told=told, decides=False)
                 outcome = ended(run, fit(config, job, (_ToTune(),))).to_dict()
     except CrossReidError as error:
         return {"outcome": json.dumps({"error": error_values(error)})}

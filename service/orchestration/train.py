@@ -59,6 +59,7 @@ from service.telemetry.exporter import ExporterLease
 from service.telemetry.logs import redacted
 from service.training.ending import STOPPED
 from service.training.files import write_text
+from service.training.journal import last_attempt, read_journal
 from service.training.ports import Outcome
 
 LOOK_S = 0.5
@@ -107,6 +108,7 @@ def launch_training(
             run_dir=str(run.path),
             control=run.run_id,
             key=MAIN_TRIAL,
+            told=last_attempt(read_journal(run.path)),
         )
         return run, _watch(run, Background(lambda: fit(run.config, job)), monitor, reader)
 

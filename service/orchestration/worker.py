@@ -46,13 +46,16 @@ class Job:
     """One training, as it is sent to its workers.
 
     config: resolved YAML. control: the run, or sweep, whose control plane it uses. key: this
-    training there. decides: the loop judges itself; False when a scheduler does.
+    training there. told: the run's last attempt before the command that sends this; its end, and
+    those before it, the user has heard of. decides: the loop judges itself; False when a scheduler
+    does.
     """
 
     config: str
     run_dir: str
     control: str
     key: str
+    told: int = 0
     decides: bool = True
 
 
@@ -174,7 +177,7 @@ def _train(job: Job) -> "Outcome":
 
     alone = writing_alone(folder, world, silent_s + PATIENCE_S, waits)
     with fence, world.names_the_lost(), alone:
-        return train(config, folder, world, _ports(job, client))
+        return train(config, folder, world, _ports(job, client), told=job.told)
 
 
 def _client(job: Job, world: int) -> ControlClient:

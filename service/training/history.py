@@ -16,7 +16,7 @@ class Past(NamedTuple):
     """What the earlier attempts' journal tells; empty on other ranks than 0.
 
     journal: open for the attempt that begins now. directives: lines of those applied so far. ends:
-    steps at which an attempt came to its end and told its user, who continues it on purpose.
+    steps at which an earlier command came to its end and told its user, who goes on on purpose.
     written: step of the newest checkpoint. is_new: there was no earlier attempt.
     """
 
@@ -27,8 +27,10 @@ class Past(NamedTuple):
     is_new: bool = False
 
 
-def look_back(run_dir: Path, rank: int) -> Past:
+def look_back(run_dir: Path, rank: int, told: int | None = None) -> Past:
     """What rank 0 finds in the run's folder; nothing on the other ranks, which must not look.
+
+    told: the last attempt whose end the user has heard of; of all when None.
 
     Raises:
         CheckpointError: if the folder cannot be read or written.
@@ -41,7 +43,11 @@ def look_back(run_dir: Path, rank: int) -> Past:
     except OSError as error:
         raise unwritable(error) from error
     given = [event for event in events if event["event"] == "directive"]
-    ends = [event["step"] for event in events if event["event"] == "end"]
+    ends = [
+        event["step"]
+        for event in events
+        if event["event"] == "end" and (told is None or event["attempt"] <= told)
+    ]
     return Past(journal, given, ends, _newest_written(events), is_new=not events)
 
 

@@ -56,18 +56,21 @@ from service.training.state import Progress
 from service.training.steering import Steering
 
 
-def train(config: Config, run_dir: Path, world: Distributed, ports: Ports) -> Outcome:
+def train(
+    config: Config, run_dir: Path, world: Distributed, ports: Ports, *, told: int | None = None
+) -> Outcome:
     """Trains, judges and evaluates one run in `run_dir`, from its newest checkpoint if it has one.
 
     Every rank of `world` must call it with the same config. Nothing in `run_dir` is written by
-    another rank than 0.
+    another rank than 0. told: the last attempt whose end the user has heard of; of all when None. A
+    pause that nobody has heard of stays one.
 
     Raises:
         LostRankError: another rank hangs or has ended.
         CrossReidError: on all ranks together, for a mistake in config, data or numbers.
     """
     with deterministic_kernels(config.train.deterministic):
-        trainer = Trainer(config, run_dir, world, ports)
+        trainer = Trainer(config, run_dir, world, ports, told)
         try:
             # Here, before `close` waits for a checkpoint: the others ask who came for seconds only.
             with world.names_the_lost():
@@ -85,8 +88,16 @@ def train(config: Config, run_dir: Path, world: Distributed, ports: Ports) -> Ou
 class Trainer:
     """One run on one rank: its parts, and the progress that changes from step to step."""
 
-    def __init__(self, config: Config, run_dir: Path, world: Distributed, ports: Ports) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        world: Distributed,
+        ports: Ports,
+        told: int | None = None,
+    ) -> None:
         self.config, self.run_dir, self.world, self.ports = config, run_dir, world, ports
+        self.told = told
         self.parts = build_parts(config, world)
         self.rules = Rules.of(config)
         self.flag = LaggedFlag(world.device)
@@ -147,7 +158,7 @@ class Trainer:
 
         Only rank 0 looks into the run's folder; the others hear what it found.
         """
-        past = together(self.world, lambda: look_back(self.run_dir, self.world.rank))
+        past = together(self.world, lambda: look_back(self.run_dir, self.world.rank, self.told))
         self.journal = past.journal
         given, ends = self.world.broadcast_object((past.directives, past.ends))
         state = self.saving.newest(past.written, is_new=past.is_new)

@@ -282,6 +282,21 @@ def _dies_at(step: int) -> Callable[[int], None]:
     return poll
 
 
+def test_a_pause_goes_on_with_the_next_command_and_not_with_a_restart_of_this_one(
+    records: Path, tmp_path: Path
+):
+    """Its end stands in the journal before anybody has heard of it."""
+    config = small_config(records, ["train.max_steps=12"])
+    paused = Directive(1, 6, reason="paused", state=PolicyState(verdict=Verdict.PAUSE))
+    polls = Ports(poll=sending(paused), decides=False)
+    for attempt in (1, 2):
+        outcome = train(config, tmp_path, Distributed.single(), polls, told=0)
+        assert (outcome.verdict, outcome.summary["steps"]) == ("PAUSE", 6)
+        assert [e["attempt"] for e in events(tmp_path, "end")] == list(range(1, attempt + 1))
+    outcome = train(config, tmp_path, Distributed.single(), Ports(decides=False), told=2)
+    assert (outcome.verdict, outcome.summary["steps"]) == ("GO", 12)
+
+
 def test_a_non_finite_gradient_stops_the_run_before_it_changes_a_weight(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
