@@ -32,7 +32,10 @@ def launch(
     backend: str = "gloo",
     timeout_s: float = TIMEOUT_S,
 ) -> list[T]:
-    """Run `fn(distributed, *args)` in `world` fresh processes here; their results in rank order.
+    """Run `fn(distributed, *args)` in `world` processes here; their results in rank order.
+
+    They are forked from a server that has computed nothing, has this process's environment as it
+    was at the first call, and can load modules beforehand: `multiprocessing.set_forkserver_preload`.
 
     fn: importable by name; args and results can be pickled. Each process computes with one CPU
     thread, finds the others through a file and talks over loopback. With backend "nccl" rank r has
@@ -44,7 +47,7 @@ def launch(
         LostRankError: a rank hangs, as the others say.
         ClusterError: a process ended without a result, or its error cannot be pickled.
     """
-    context = get_context("spawn")
+    context = get_context("forkserver")
     payload = pickle.dumps((fn, args))
     with tempfile.TemporaryDirectory(prefix="crossreid-") as folder:
         store = os.path.join(folder, "store")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def read_rules() -> list[Rule]:
     """Every rule, in the files' order."""
     return [
         Rule(group["name"], kind, values[kind], values)
-        for path in sorted(PROMETHEUS.glob("rules/*.yml"))
-        for group in yaml.safe_load(path.read_text())["groups"]
+        for content in _read("rules")
+        for group in content["groups"]
         for values in group["rules"]
         for kind in ("alert", "record")
         if kind in values
@@ -54,10 +55,20 @@ def read_rules() -> list[Rule]:
 
 def read_tests() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Every promtool test, with the head of its file."""
-    for path in sorted(PROMETHEUS.glob("tests/*.yml")):
-        head = yaml.safe_load(path.read_text())
-        tests = head.pop("tests")
-        yield from ((head, test) for test in tests)
+    for content in _read("tests"):
+        head = {key: value for key, value in content.items() if key != "tests"}
+        yield from ((head, test) for test in content["tests"])
+
+
+@cache
+def _read(folder: str) -> list[dict[str, Any]]:
+    """The files of a folder, in their order; nobody may change what they say."""
+    files = sorted(PROMETHEUS.glob(f"{folder}/*.yml"))
+    return [yaml.load(path.read_text(), yaml.CSafeLoader) for path in files]
+
+
+def as_yaml(values: Any) -> str:
+    return yaml.dump(values, Dumper=yaml.CSafeDumper, sort_keys=False)
 
 
 _TOKEN = re.compile(
@@ -87,7 +98,7 @@ def promtool(folder: Path, head: dict[str, Any], tests: list[dict[str, Any]]) ->
     """Whether these tests pass on the rules in `folder`/rules, and everything that was said."""
     (folder / "tests").mkdir(exist_ok=True)
     path = folder / "tests/tests.yml"
-    path.write_text(yaml.safe_dump({**head, "tests": tests}))
+    path.write_text(as_yaml({**head, "tests": tests}))
     return run("promtool", "test", "rules", str(path))
 
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tests.alerting import Rule, promtool, read_rules, read_tests, tokens
+from tests.alerting import Rule, as_yaml, promtool, read_rules, read_tests, tokens
 
 _NEAR = 0.05
 """By how much a number is changed; one up to `_COUNT` without a point is changed by 1 instead."""
@@ -52,7 +50,7 @@ def is_noticed(mutant: Mutant, folder: Path) -> bool:
     if mutant.rule.kind == "alert":
         groups.append(_group(mutant.rule.group, [mutant.values]))
     (folder / "rules").mkdir(parents=True)
-    (folder / "rules/rules.yml").write_text(yaml.safe_dump({"groups": groups}, sort_keys=False))
+    (folder / "rules/rules.yml").write_text(as_yaml({"groups": groups}))
     chosen = [(head, test) for head, test in read_tests() if _is_for(test, mutant.rule)]
     assert chosen, f"{mutant.rule.name} has no test"
     order = [group["name"] for group in groups]
