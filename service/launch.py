@@ -35,7 +35,7 @@ def launch(
     """Run `fn(distributed, *args)` in `world` processes here; their results in rank order.
 
     They are forked from a server that has computed nothing, has this process's environment as it
-    was at the first call, and can load modules beforehand: `multiprocessing.set_forkserver_preload`.
+    was at the first call, and may load modules beforehand, as `multiprocessing` can be told.
 
     fn: importable by name; args and results can be pickled. Each process computes with one CPU
     thread, finds the others through a file and talks over loopback. With backend "nccl" rank r has
