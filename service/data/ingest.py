@@ -8,7 +8,6 @@ it is complete.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from service.data.images import prepare_image, read_image
 from service.data.manifest import MANIFEST_FILE, DataFile, Manifest, Quarantined, Split
 from service.data.orbench import Folder, Observation, read_folder
 from service.data.shards import QuerySet, Record, write_queries, write_shard
-from service.data.threads import in_order
+from service.data.threads import in_order, usable_cpus
 from service.errors import DataError
 from service.modality import Modality
 from service.stores import open_store, reaching
@@ -59,7 +58,7 @@ def ingest(
     shard_rows: rows of a file, all in memory while it is written.
     max_quarantine_share: images that cannot be decoded, and links, are left out, named and
         counted, up to this share of all images in [0, 1].
-    threads: None takes one for each CPU.
+    threads: None takes one for each CPU that this process may use.
 
     Raises:
         DataError: for data that does not hold together, too many bad images, a query kind that
@@ -78,7 +77,7 @@ def ingest(
     with _work_folder(Path(root) if local else None) as work:
         try:
             build = _Build(work, plan, shard_rows, max_quarantine_share)
-            manifest = build.run(encoder, threads or os.cpu_count() or 1, progress)
+            manifest = build.run(encoder, threads or usable_cpus(), progress)
         except OSError as error:
             raise DataError(
                 f"cannot write the records under {work}: {error.strerror or error}; nothing was "

@@ -1,12 +1,30 @@
 """Threads that work ahead while their results are taken in order."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""Of the container that this process is in: microseconds of CPU in a period, and the period's."""
+
+
+def usable_cpus(limit: Path = _LIMIT) -> int:
+    """How many threads are of use: a container sees all CPUs of its machine and may have few."""
+    cpus = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cpus = len(os.sched_getaffinity(0))
+    try:
+        allowed, period = limit.read_text().split()
+        return max(1, min(cpus, int(allowed) // int(period)))
+    except (OSError, ValueError):
+        # No limit, which is written as `max`, or none that can be read.
+        return cpus
 
 
 def in_order(

@@ -64,6 +64,33 @@ def test_what_prometheus_reads_bears_its_releases_label():
         assert found["metadata"]["namespace"] == "crossreid"
 
 
+def test_without_the_operator_alerts_leave_the_pod_and_pods_may_be_seen():
+    """Nothing else listens on the loopback of Prometheus' pod, and its account sees no pods."""
+    targets = [
+        target
+        for manager in WITHOUT["alerting"]["alertmanagers"]
+        for target in manager["static_configs"][0]["targets"]
+    ]
+    assert targets
+    assert not [target for target in targets if target.startswith(("127.", "localhost"))]
+    (discovery,) = SCRAPE["kubernetes_sd_configs"]
+    (namespace,) = discovery["namespaces"]["names"]
+    asks = f"kubectl -n {namespace} create role see-pods --verb=get,list,watch --resource=pods"
+    assert asks in Path("deploy/prometheus/kubernetes.yml").read_text()
+
+
+def test_grafana_reads_the_folder_that_the_dashboards_name():
+    (annotations,) = {
+        tuple(found["metadata"]["annotations"].items())
+        for found in of_kind(rendered("monitoring"), "ConfigMap")
+    }
+    ((key, folder),) = annotations
+    readme = Path("deploy/README.md").read_text()
+    assert f"--set grafana.sidecar.dashboards.folderAnnotation={key} " in readme
+    assert "dashboards.provider.foldersFromFilesStructure=true" in readme
+    assert f"folder `{folder}`" in readme
+
+
 def wrong_port(monitor: Json) -> None:
     monitor["spec"]["podMetricsEndpoints"][0]["port"] = "metrics"
 

@@ -1,9 +1,11 @@
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from service.data.threads import in_order
+from service.data.threads import in_order, usable_cpus
 
 
 def own_threads() -> list[threading.Thread]:
@@ -81,3 +83,24 @@ def test_items_are_drawn_in_the_callers_thread():
 
     assert list(in_order(str, items(), threads=3)) == list("01234")
     assert seen == {threading.current_thread()}
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"),
+    [
+        ("600000 100000\n", 6),
+        ("150000 100000\n", 1),
+        ("50000 100000\n", 1),
+        ("max 100000\n", 32),
+        ("9900000 100000\n", 32),
+        ("", 32),
+    ],
+)
+def test_a_containers_limit_counts_and_not_the_machines_cpus(
+    limit: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(32)), raising=False)
+    file = tmp_path / "cpu.max"
+    file.write_text(limit)
+    assert usable_cpus(file) == wanted
+    assert usable_cpus(tmp_path / "none") == 32
