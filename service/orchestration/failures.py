@@ -12,7 +12,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
+from ray.train.v2._internal.exceptions import (
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import PreemptingState, RestartingState
 
 from service.errors import LostRankError
 from service.orchestration.cluster import first_line
@@ -20,11 +25,6 @@ from service.orchestration.control import ControlClient, find_control
 from service.orchestration.worker import Job, WorkerFault
 from service.training.journal import Journal, last_attempt, read_journal
 
-_ENDED = "WorkerHealthCheckFailedError"
-_SILENT = "WorkerHealthCheckTimeoutError"
-"""Ray Train's own names for a worker whose process ended, and for one that does not answer."""
-_TAKEN = ("PreemptingState", "RestartingState")
-"""Ray Train's names for the states before and after the end of a machine's notice."""
 _ANSWER_S = 3.0
 """Seconds in which a worker answers Ray, whatever its training does."""
 
@@ -70,7 +70,8 @@ class OnFailure(WorkerGroupCallback, ControllerCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """A machine's notice has ended: Ray starts again without it, and without an error of any
         worker."""
-        if (_kind(previous_state), _kind(current_state)) == _TAKEN and not self._judged:
+        was_announced = isinstance(previous_state, PreemptingState)
+        if was_announced and isinstance(current_state, RestartingState) and not self._judged:
             ranks = tuple(sorted(previous_state.preemption_info.preempted_ranks))
             names = ", ".join(_rank_name(rank, self._workers) for rank in ranks)
             tell_loss(self._job, Loss(ranks, f"the machine of {names} is taken away"))
@@ -126,7 +127,13 @@ def loss_in(errors: Mapping[int, Exception], workers: Sequence[Any] = ()) -> Los
     if named:
         best = max(named, key=lambda error: len(error.ranks))
         return Loss(best.ranks, str(best), hangs=bool(best.ranks))
-    silent = tuple(sorted(rank for rank, error in errors.items() if _kind(error) == _SILENT))
+    silent = tuple(
+        sorted(
+            rank
+            for rank, error in errors.items()
+            if isinstance(error, WorkerHealthCheckTimeoutError)
+        )
+    )
     if silent:
         names = ", ".join(_rank_name(rank, workers) for rank in silent)
         return Loss(silent, f"{names} does not answer Ray any more: it hangs", hangs=True)
@@ -150,7 +157,11 @@ def tell_loss(job: Job, loss: Loss) -> None:
 
 
 def _has_ended(error: Exception) -> bool:
-    return isinstance(error, RayError) or _kind(error) == _ENDED
+    return isinstance(error, RayError | WorkerHealthCheckFailedError)
+
+
+def _is_silent(error: Exception) -> bool:
+    return isinstance(error, WorkerHealthCheckTimeoutError)
 
 
 def _rank_name(rank: int, workers: Sequence[Any]) -> str:
@@ -171,7 +182,3 @@ def _how(error: Exception) -> str:
     if "its node has died" in text or "node was terminated" in text:
         return "was lost with its machine"
     return "ended without a word: killed, often for memory, or lost with its machine"
-
-
-def _kind(thing: object) -> str:
-    return type(thing).__name__

@@ -1,10 +1,11 @@
-"""What a lost controller leaves: the placement group of its workers.
+"""Placement groups of workers that are of no use any more, above all what a lost controller leaves.
 
 Ray ends the workers with their controller, but keeps their resources for the driver's life, unless
 its dashboard runs; a second group of workers would wait for them for ever.
 """
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import ray
@@ -36,14 +37,30 @@ def free_orphans(patience_s: float = _PATIENCE_S) -> int:
 def remove_orphans() -> set[bytes]:
     """Asks Ray to remove every placement group of this job whose creator is dead; their ids, also
     of those that were asked for before and are not gone yet."""
-    going = _orphans()
-    for group in going:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group)))
-    return set(going)
+    return _remove(group for group in _made_by_actors() if group.creator_actor_dead)
 
 
-def _orphans() -> list[bytes]:
-    """Ids of the groups; Ray's public table does not name their creators.
+def remove_own() -> set[bytes]:
+    """Asks Ray to remove every placement group that the actor in this process made and has got room
+    for, with all that runs in it; their ids."""
+    own = ray.get_runtime_context().get_actor_id()
+    return _remove(
+        group
+        for group in _made_by_actors()
+        if group.creator_actor_id.hex() == own and group.state == group.CREATED
+    )
+
+
+def _remove(groups: Iterable[Any]) -> set[bytes]:
+    ids = {group.placement_group_id for group in groups}
+    for one in ids:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(one)))
+    return ids
+
+
+def _made_by_actors() -> list[Any]:
+    """This job's placement groups that are not gone, as Ray's head keeps them; its public table
+    does not name their creators.
 
     The driver's own groups, such as those of Tune's trials, have no actor as their creator.
     """
@@ -56,10 +73,9 @@ def _orphans() -> list[bytes]:
     job = ray.get_runtime_context().get_job_id()
     table = [kind.FromString(data) for data in accessor.get_placement_group_table()]
     return [
-        group.placement_group_id
+        group
         for group in table
         if group.creator_job_id.hex() == job
         and group.creator_actor_id not in _NO_ACTOR
-        and group.creator_actor_dead
         and group.state != kind.REMOVED
     ]

@@ -1,37 +1,46 @@
-"""What Ray's controller does without a word: it changes the number of workers, waits for room, and
-starts them over and over.
+"""What Ray's controller does without a word: it changes the number of workers, starts them over and
+over, and waits: for room, and for one that hangs.
 
 Before a change the workers save: Ray itself would end them where they are.
 """
 
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    PreemptingState,
+    ReschedulingState,
+    ResizingState,
+    RestartingState,
+    RunningState,
+    SchedulingState,
+)
 
 from service.orchestration.cluster import first_line
 from service.orchestration.control import ControlClient, find_control
+from service.orchestration.failures import Loss, tell_loss
+from service.orchestration.orphans import remove_own
 from service.orchestration.worker import Job
 from service.training.journal import Event, read_journal
 
 _PATIENCE_S = 30.0
 """Seconds that a resize waits for the checkpoint: the workers ask every 5 s whether they leave."""
 _LOOK_S = 0.2
-_RESIZING = "ResizingState"
-"""Ray Train's name for the state between the decision to resize and the end of the workers."""
 
 START_TRIES = 10
 """Groups of workers in a row that may fail to start before a run gives up."""
-_TRAINING = {"RunningState", "PreemptingState"}
-_START_FAILED = "ReschedulingState"
-_NO_ROOM = "WorkerGroupStartupTimeoutError"
+_TRAINING = (RunningState, PreemptingState)
 
 _TELL_S = 30.0
-_WITHOUT_WORKERS = ("InitializingState", "SchedulingState", "ReschedulingState", "RestartingState")
+_WITHOUT_WORKERS = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
 
 
 class SaveFirst(ControllerCallback, WorkerGroupCallback):
@@ -49,19 +58,20 @@ class SaveFirst(ControllerCallback, WorkerGroupCallback):
         self._group = worker_group
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        if type(current_state).__name__ != _RESIZING:
+        if not isinstance(current_state, ResizingState):
             return
         # An error here would be final for Ray.
         with suppress(RayError, ValueError, OSError):
-            self._save_first(current_state.scaling_decision.num_workers)
+            decision: Any = current_state.scaling_decision
+            self._save_first(decision.num_workers)
 
     def _save_first(self, workers: int) -> None:
         folder = Path(self._job.run_dir)
-        known = len(read_journal(folder))
+        before = read_journal(folder)
         client = ControlClient(find_control(self._job.control), self._job.key)
         client.announce(f"the number of workers changes to {workers}")
         until = time.monotonic() + _PATIENCE_S
-        while not has_saved(read_journal(folder)[known:]) and time.monotonic() < until:
+        while not has_saved(read_journal(folder), len(before)) and time.monotonic() < until:
             status = self._group.poll_status(timeout=_LOOK_S)
             if status.errors or status.finished:
                 return
@@ -82,7 +92,7 @@ class TellWaiting(ControllerCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         now = self._clock()
-        if type(current_state).__name__ not in _WITHOUT_WORKERS:
+        if not isinstance(current_state, _WITHOUT_WORKERS):
             self._since = self._told_at = now
         elif now - self._told_at >= _TELL_S:
             self._told_at = now
@@ -95,7 +105,8 @@ class LimitStarts(ControllerCallback):
     """Ends a training whose workers fail to start `START_TRIES` times in a row, or find no room for
     `room_s`.
 
-    Ray's own limit counts over the controller's life, and takes a wait for room for a failure.
+    Ray's own limit counts over the controller's life, and takes a wait for room for a failure; one
+    for enough machines, with a changing number of workers, it never ends.
     clock: seconds, rising.
 
     Raises:
@@ -109,26 +120,89 @@ class LimitStarts(ControllerCallback):
         self._failed = 0
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        state = type(current_state).__name__
-        if _TRAINING & {state, type(previous_state).__name__}:
+        if isinstance(current_state, _TRAINING) or isinstance(previous_state, _TRAINING):
             self._since, self._failed = self._clock(), 0
-        # While there is no room Ray sets the same state again and again.
-        if state != _START_FAILED or current_state is previous_state:
+        if not isinstance(current_state, _WITHOUT_WORKERS):
             return
-        failure = current_state.training_failed_error.controller_failure
+        # While there are too few machines Ray sets the same state again and again.
+        waits = current_state is previous_state
+        failure = None if waits else _failure_to_start(current_state)
         waited_s = self._clock() - self._since
-        if type(failure).__name__ != _NO_ROOM:
+        if failure is not None and not isinstance(failure, WorkerGroupStartupTimeoutError):
             self._failed += 1
-        elif waited_s >= self._room_s:
+            if self._failed >= START_TRIES:
+                raise RuntimeError(
+                    f"{self._failed} tries in a row; the last one: {first_line(failure)}"
+                )
+        elif (waits or failure is not None) and waited_s >= self._room_s:
             raise RuntimeError(f"no room for them within {waited_s:.0f} s")
-        if self._failed >= START_TRIES:
-            raise RuntimeError(
-                f"{self._failed} tries in a row; the last one: {first_line(failure)}"
-            )
 
 
-def has_saved(events: list[Event]) -> bool:
-    """Whether the workers have heeded an announcement, as the journal says since then."""
-    left = [event["step"] for event in events if event["event"] == "leaving"]
-    saved = [event["step"] for event in events if event["event"] == "checkpoint"]
-    return bool(left) and max(saved, default=-1) >= left[-1]
+def _failure_to_start(state: Any) -> Exception | None:
+    """Why the workers did not come up; None where that is not what Ray answers."""
+    if not isinstance(state, ReschedulingState):
+        return None
+    error: Any = state.training_failed_error
+    return error.controller_failure
+
+
+class ClearStuckStart(WorkerGroupCallback):
+    """Clears away workers that are not all told to train within `limit_s`, and tells of it: Ray
+    waits without limit for a process that hangs before, and starts others once they are gone.
+
+    clear: removes the room of these workers, with all that runs there, if they have got it yet.
+    """
+
+    def __init__(
+        self, job: Job, limit_s: float, clear: Callable[[], Collection[Any]] = remove_own
+    ) -> None:
+        self._job = job
+        self._limit_s = limit_s
+        self._clear = clear
+        self._timer: threading.Timer | None = None
+
+    @contextmanager
+    def on_worker_group_start(self) -> Iterator[None]:
+        self._watch()
+        try:
+            yield
+        except BaseException:
+            self._stop()
+            raise
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        self._stop()
+
+    def _watch(self) -> None:
+        self._timer = threading.Timer(self._limit_s, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def _end(self) -> None:
+        if self._clear():
+            words = f"a worker did not begin to train within {self._limit_s:g} s: it hangs"
+            tell_loss(self._job, Loss((), words))
+        else:
+            self._watch()
+
+
+def has_saved(events: list[Event], known: int) -> bool:
+    """Whether the workers have heeded an announcement, by all lines of the journal.
+
+    known: how many there were before it. What is to be saved may have been before, or be what the
+    attempt began with.
+    """
+    left = [event for event in events[known:] if event["event"] == "leaving"]
+    if not left:
+        return False
+    attempt, step = left[-1]["attempt"], left[-1]["step"]
+    return any(
+        event["step"] >= step
+        for event in events
+        if event["attempt"] == attempt and event["event"] in ("start", "checkpoint")
+    )

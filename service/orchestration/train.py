@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
 from ray.train import (
     ControllerError,
     FailureConfig,
@@ -34,7 +34,7 @@ from service.orchestration.monitor import Monitor
 from service.orchestration.network import Meeting
 from service.orchestration.orphans import free_orphans
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore, teller
-from service.orchestration.resizing import LimitStarts, SaveFirst, TellWaiting
+from service.orchestration.resizing import ClearStuckStart, LimitStarts, SaveFirst, TellWaiting
 from service.orchestration.room import require, worker_resources
 from service.orchestration.runs import (
     Run,
@@ -67,8 +67,11 @@ LOOK_S = 0.5
 STOP_S = 15.0
 """Seconds that an interrupted run has to say that it stops."""
 ROOM_S = 600.0
-"""Seconds without room for all workers after which a run gives up, unless `cluster.wait_s` is more
-or it may have fewer workers."""
+"""Seconds without room for its workers after which a run gives up, unless `cluster.wait_s` is
+more."""
+START_S = 120.0
+"""Seconds that workers have to be made, beyond those in which they find out who hangs: Ray waits a
+minute for their room, and a slow machine half a minute for what they import."""
 _RAY_FOLDER = "ray"
 
 
@@ -162,11 +165,10 @@ def _trainer(
     """left: times that workers may still be lost."""
     cluster = config.cluster
     limit_s = cluster.collective_timeout_s
-    is_fixed = cluster.fewest_workers == cluster.num_workers
     # Ray takes its own internal kind of callback there too.
     listeners: list[Any] = [
         *(OnFailure(job), SaveFirst(job), TellWaiting(job, cluster.fewest_workers)),
-        LimitStarts(max(ROOM_S, cluster.wait_s) if is_fixed else math.inf),
+        *(LimitStarts(max(ROOM_S, cluster.wait_s)), ClearStuckStart(job, start_s(limit_s))),
         *callbacks,
     ]
     return TorchTrainer(
@@ -185,6 +187,12 @@ def _trainer(
             callbacks=listeners,
         ),
     )
+
+
+def start_s(limit_s: float) -> float:
+    """Seconds after which workers that do not begin to train hang, where a collective may take
+    `limit_s`."""
+    return START_S + backstop_s(limit_s)
 
 
 def ended(run: Run, returned: dict[str, Any]) -> Outcome:
@@ -303,7 +311,7 @@ def _is_lost_at_start(error: TrainingFailedError) -> bool:
     if not isinstance(error, ControllerError):
         return False
     cause = error.controller_failure
-    return isinstance(cause, RayActorError) or is_lost_peer(cause)
+    return isinstance(cause, RayActorError | ActorUnschedulableError) or is_lost_peer(cause)
 
 
 def _failed(config: Config, run_dir: str, error: TrainingFailedError) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnschedulableError
 from ray.train import ControllerError, WorkerGroupError
 
 from service.background import Background
@@ -212,6 +212,7 @@ class DistNetworkError(RuntimeError):
     [
         (ControllerError(DistNetworkError("Failed to recv, got 0 bytes")), True),
         (ControllerError(pickle.loads(pickle.dumps(ActorDiedError()))), True),
+        (ControllerError(ActorUnschedulableError("its placement group was removed")), True),
         (ControllerError(ValueError("no such folder")), False),
         (WorkerGroupError("x", {0: DistNetworkError("x")}), False),
     ],

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.train import PreemptionError, PreemptionInfo
 from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
+from ray.train.v2._internal.execution.controller.state import PreemptingState, RestartingState
 
 from service.errors import LostRankError
 from service.orchestration import failures
@@ -142,26 +144,15 @@ def test_what_hangs_is_cleared_away_at_once(
     assert judge(tmp_path, errors) == freed
 
 
-class PreemptingState:
-    """As Ray Train names it."""
-
-    preemption_info = SimpleNamespace(preempted_ranks=[1])
-
-
-class RestartingState:
-    """As Ray Train names it."""
-
-
 def test_the_end_of_a_machines_notice_is_told_though_no_worker_failed(
     tmp_path: Path, told: list[tuple[str, dict[str, Any]]]
 ):
     callback = OnFailure(Job("", str(tmp_path), "run", "main"))
     callback.after_worker_group_start(Group())
-    for before, after in (
-        (RestartingState(), RestartingState()),
-        (PreemptingState(), PreemptingState()),
-        (PreemptingState(), RestartingState()),
-    ):
+    info = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"n": [1]})
+    notice = PreemptingState(info, detected_at_s=0.0)
+    again = RestartingState(PreemptionError(info, drain_timed_out=True))
+    for before, after in ((again, again), (notice, notice), (notice, again)):
         callback.after_controller_state_update(before, after)
     words = "the machine of rank 1 (pid 7 on a) is taken away"
     assert told == [("main", {"event": "lost", "ranks": [1], "words": words})]
