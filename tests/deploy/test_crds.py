@@ -64,14 +64,9 @@ def other_kind(job: Json) -> None:
     job["kind"] = "RayJobs"
 
 
-def version_that_is_to_go(job: Json) -> None:
-    job["apiVersion"] = "ray.io/v1alpha1"
-
-
 FAULTS: tuple[Callable[[Json], None], ...] = (
     misspelt_field, text_for_a_number, number_as_parameter, misspelt_group,
     misspelt_in_a_container, misspelt_context, unknown_mode, other_kind,
-    version_that_is_to_go,
 )  # fmt: skip
 
 
@@ -81,6 +76,12 @@ def test_planted_faults_are_found(plant: Callable[[Json], None]):
     assert complaints(job) == []
     plant(job)
     assert complaints(job)
+
+
+def test_a_version_that_is_to_go_is_unknown():
+    (job,) = of_kind(rendered("job"), "RayJob")
+    job["apiVersion"] = "ray.io/v1alpha1"
+    assert complaints(job) == ["unknown kind ray.io/v1alpha1 RayJob"]
 
 
 def test_a_strict_schema_refuses_what_it_does_not_name():
