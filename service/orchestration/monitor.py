@@ -43,7 +43,23 @@ class _Trial:
     total: int = 0
     workers: int = 0
     loss_told: bool = False
-    is_stopping: bool = False
+    came_at: tuple[int, float] | None = None
+    step_s: float = 0.0
+    saved: int = -1
+    is_over: bool = False
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether it has made its last step, and its last checkpoint may not be written yet."""
+        has_come_to_its_end = self.saved < self.total <= self.stood[0]
+        return self.ended_at is None and (self.is_over or has_come_to_its_end)
+
+    def came_to(self, step: int, now: float) -> None:
+        """Notes when it came to a step, and what those since the last one took each."""
+        before, since = self.came_at or (step, now)
+        if step > before:
+            self.step_s = (now - since) / (step - before)
+        self.came_at = (step, now)
 
 
 class Monitor:
@@ -81,7 +97,7 @@ class Monitor:
         """One look at the control plane; to be called about twice a second from one thread."""
         found = reader.read()
         if reader.failures == _MANY_FAILURES:
-            self._say(_NO_ANSWER)
+            self.say(_NO_ANSWER)
         self._hear_decisions()
         for news in found:
             self.hear(news)
@@ -98,6 +114,8 @@ class Monitor:
             messages.insert(0, f"{news.missed} log lines were lost: they were not read in time")
         step, total = news.progress.get("step", 0), news.progress.get("total", 0)
         if step and (step, trial.starts) != trial.stood:
+            if step != trial.stood[0]:
+                trial.came_to(step, self._clock())
             trial.stood = (step, trial.starts)
             trial.series.step(step, total, self._now())
             self._push(news.key)
@@ -151,9 +169,14 @@ class Monitor:
         return [key for key, trial in self._trials.items() if trial.starts]
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether a trial has been told to stop, and still writes its checkpoint."""
-        return any(t.is_stopping and t.ended_at is None for t in self._trials.values())
+    def is_saving(self) -> bool:
+        """Whether a trial has made its last step, and still writes its checkpoint."""
+        return any(trial.is_saving for trial in self._trials.values())
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that the newest step took, of the slowest trial; 0 before there is one."""
+        return max((trial.step_s for trial in self._trials.values()), default=0.0)
 
     def _hear_decisions(self) -> None:
         while not self._decisions.empty():
@@ -200,12 +223,14 @@ class Monitor:
                 return [logs.trouble_line(event)]
             case "start":
                 trial.series.start(event)
+                trial.came_at, trial.saved = (event["step"], self._clock()), event["step"]
                 return logs.start_lines(event)
             case "steps":
                 trial.series.steps(event)
                 return []
             case "checkpoint":
                 trial.series.checkpoint(event["step"], self._now())
+                trial.saved = event["step"]
                 return []
             case "error":
                 trial.series.error(event["name"], self._now())
@@ -220,7 +245,7 @@ class Monitor:
             case "decision":
                 return self._decision(trial, event)
             case "directive":
-                trial.is_stopping |= event["directive"]["stop"]
+                trial.is_over |= event["directive"]["stop"]
                 return [logs.directive_line(event["step"], event["directive"])]
             case "plan":
                 return [f"[sampler] {event['plan']}"]
@@ -239,7 +264,7 @@ class Monitor:
     def _workers(self, trial: _Trial, event: Event) -> list[str]:
         """A trial that had ended is going again: Tune tries it once more."""
         trial.starts += 1
-        trial.ended_at = None
+        trial.ended_at, trial.is_over = None, False
         before, trial.workers = trial.workers, event["world_size"]
         was_told, trial.loss_told = trial.loss_told, False
         if trial.starts == 1:
@@ -256,20 +281,22 @@ class Monitor:
         trial.series.decision(decision, self._now())
         if Verdict(decision["verdict"]).ends:
             trial.series.stopped(decision["step"])
+            trial.is_over = True
         saying = (decision["verdict"], decision["cause"], decision["reason"])
         if saying == trial.said:
             return []
         trial.said = saying
         return [logs.decision_line(decision)]
 
-    def _say(self, *lines: str) -> None:
+    def say(self, *lines: str) -> None:
+        """Says what concerns all trials."""
         if lines:
             self._on_progress(Update(trial=self._speaker, messages=lines))
 
     def _look_at_sinks(self, trial: _Trial) -> None:
         if self._sinks is not None:
             trial.series.sink_failures(self._sinks.failures)
-            self._say(*self._sinks.messages())
+            self.say(*self._sinks.messages())
 
     def _push(self, key: str) -> None:
         trial = self._trial(key)
@@ -281,7 +308,7 @@ class Monitor:
         exporter.renew()
         if exporter.trouble not in ("", self._trouble):
             told = f"{exporter.trouble}; metrics wait, training itself goes on"
-            self._say(told)
+            self.say(told)
         self._trouble = exporter.trouble
 
     def _trial(self, key: str, sample: dict[str, Any] | None = None) -> _Trial:

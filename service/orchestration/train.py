@@ -65,7 +65,11 @@ from service.training.ports import Outcome
 LOOK_S = 0.5
 """Seconds between two looks at the trials."""
 STOP_S = 15.0
-"""Seconds that an interrupted run has to say that it stops."""
+"""Least seconds that an interrupted run has to say that it stops."""
+STOP_STEPS = 4
+"""Steps that it has, if those take longer: it asks before a step, and hears the answer before the
+next one."""
+_STOPPING = "stopping, once a checkpoint is written; interrupt again to leave without it"
 ROOM_S = 600.0
 """Seconds without room for its workers after which a run gives up, unless `cluster.wait_s` is
 more."""
@@ -275,14 +279,19 @@ def stop_trials(
     reader: ControlReader,
     going: Callable[[], Iterable[str]],
 ) -> None:
-    """Asks trials to write their checkpoint and stop; waits for `task` at most `STOP_S` until one
-    of them heeds it, and then for as long as the checkpoint takes, or until the next interrupt.
+    """Asks trials to write their checkpoint and stop; waits for `task` at most `STOP_S`, or
+    `STOP_STEPS`, until one of them heeds it, and then for as long as the checkpoint takes, or until
+    the next interrupt.
 
     going: the keys of those that may still run. One whose workers are yet to come up finds the
     request when they do. While no trial's workers have come up, there is nothing to wait for.
     """
-    until = time.monotonic() + STOP_S
-    while not task.wait(0) and (time.monotonic() < until or monitor.is_stopping):
+    began = time.monotonic()
+    if monitor.started and not task.wait(0):
+        monitor.say(_STOPPING)
+    while not task.wait(0) and (
+        monitor.is_saving or time.monotonic() - began < max(STOP_S, STOP_STEPS * monitor.step_s)
+    ):
         for key in going():
             # Again at every look: a control plane that was lost meanwhile has forgotten it.
             reader.put(key, Directive.to_stop(0, INTERRUPTED))

@@ -214,6 +214,61 @@ def test_the_heartbeat_stands_while_no_step_is_made(lease: Any):
     assert beats == [1.0, 1.0, 3.0, 4.0, 4.0]
 
 
+START: dict[str, Any] = {
+    "event": "start",
+    "step": 0,
+    "world_size": 2,
+    "precision": "fp32",
+    "verdict": "WAIT",
+    "cause": "",
+    "plan": "400 ids",
+    "schedule": [],
+}
+
+
+def test_how_long_steps_take_is_known_from_the_first_one_on():
+    clock = [0.0]
+    monitor = Monitor(CONFIG, clock=lambda: clock[0])
+    took = []
+    for clock[0], heard in (
+        (1.0, news(WORKERS)),
+        (5.0, news({**START, "step": 10})),
+        (35.0, news(step=11)),
+        (36.0, news(step=11)),
+        (55.0, news(step=13)),
+        (60.0, news(WORKERS, {**START, "step": 10}, step=13)),
+        (62.0, news(step=11)),
+    ):
+        monitor.hear(heard)
+        took.append(monitor.step_s)
+    assert took == [0.0, 0.0, 30.0, 30.0, 10.0, 10.0, 2.0]
+
+
+DIRECTIVE = {"event": "directive", "step": 7}
+
+
+@pytest.mark.parametrize(
+    ("heard", "is_saving"),
+    [
+        (news(WORKERS, step=7), False),
+        (news(WORKERS, {**DIRECTIVE, "directive": directive(1)}, step=7), False),
+        (news(WORKERS, {**DIRECTIVE, "directive": directive(1, stop=True)}, step=7), True),
+        (news(WORKERS, {"event": "decision", **Decision(7, Verdict.NO_GO).to_dict()}), True),
+        (news(WORKERS, step=100), True),
+        (news(WORKERS, {"event": "checkpoint", "step": 50}, step=100), True),
+        # What comes then is the evaluation.
+        (news(WORKERS, {"event": "checkpoint", "step": 100}, step=100), False),
+        (news({**DIRECTIVE, "directive": directive(1, stop=True)}, WORKERS, step=7), False),
+    ],
+)
+def test_a_trial_that_has_made_its_last_step_is_known_to_save(heard: News, is_saving: bool):
+    monitor = Monitor(CONFIG)
+    monitor.hear(heard)
+    assert monitor.is_saving is is_saving
+    monitor.ended("a")
+    assert not monitor.is_saving
+
+
 def test_an_ended_trial_is_told_once_and_pushed_no_more(lease: Any):
     monitor = Monitor(CONFIG, lease)
     monitor.hear(news(step=5))

@@ -1,6 +1,7 @@
 """How a sweep is continued or refused, and what its watch passes on; without Ray."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -259,7 +260,11 @@ class Told:
         self.looks = 0
         self.put_while_closed: dict[str, bool] = {}
         self.started = ["a"]
-        self.is_stopping = False
+        self.is_saving, self.step_s = False, 0.0
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
     def look(self, reader: Any) -> None:
         self.looks += 1
@@ -296,6 +301,8 @@ def test_the_watch_tells_who_has_ended_and_starts_nothing_while_it_stops(
     assert told.samples == {"a": {"run.seed": 1}, "late": {}, "over": {}}
     # Also who has told of no workers yet: the control plane keeps the request for them.
     assert told.put_while_closed == {"a": True, "late": True}
+    assert len(told.said) == 1
+    assert "interrupt again to leave" in told.said[0]
 
 
 def test_an_error_is_told_by_the_driver_under_which_it_happened_and_no_later_one():
@@ -316,6 +323,30 @@ def test_an_error_is_told_by_the_driver_under_which_it_happened_and_no_later_one
     assert sorted(told) == [("before",), ("now",), ("now", "non_finite")]
 
 
+def watching(look: Callable[[Any], None], started: list[str], step_s: float = 0.0) -> Any:
+    """A monitor, as far as it is asked while trials stop."""
+    return SimpleNamespace(
+        look=look, started=started, is_saving=False, step_s=step_s, say=lambda line: None
+    )
+
+
+@pytest.mark.parametrize(("step_s", "patience_s"), [(0.1, 15), (3.0, 15), (7.0, 28), (60.0, 240)])
+def test_a_run_has_some_steps_to_stop_in_however_long_they_take(
+    monkeypatch: pytest.MonkeyPatch, step_s: float, patience_s: float
+):
+    clock = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    monitor = watching(lambda reader: None, ["main"], step_s)
+    reader: Any = SimpleNamespace(put=lambda key, directive: None)
+
+    def wait(seconds: float) -> bool:
+        clock[0] += seconds
+        return False
+
+    train.stop_trials(SimpleNamespace(wait=wait), monitor, reader, lambda: ["main"])  # type: ignore[arg-type]
+    assert clock[0] == patience_s
+
+
 def test_a_trial_whose_workers_come_up_after_the_interrupt_is_asked_to_stop(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -326,7 +357,7 @@ def test_a_trial_whose_workers_come_up_after_the_interrupt_is_asked_to_stop(
     def look(reader: Any) -> None:
         going.append("late")
 
-    monitor: Any = SimpleNamespace(look=look, started=started, is_stopping=False)
+    monitor = watching(look, started)
     reader: Any = SimpleNamespace(put=lambda key, directive: put.append(key))
     task: Any = SimpleNamespace(wait=lambda seconds: "late" in put)
     train.stop_trials(task, monitor, reader, lambda: list(going))
@@ -335,7 +366,7 @@ def test_a_trial_whose_workers_come_up_after_the_interrupt_is_asked_to_stop(
 
 def test_a_run_whose_workers_never_came_up_is_not_waited_for():
     looks: list[Any] = []
-    monitor: Any = SimpleNamespace(look=looks.append, started=[], is_stopping=False)
+    monitor = watching(looks.append, [])
     reader: Any = SimpleNamespace(put=lambda key, directive: None)
     task: Any = SimpleNamespace(wait=lambda seconds: False)
     train.stop_trials(task, monitor, reader, lambda: ["main"])
