@@ -1,4 +1,4 @@
-"""Ray job: kills a job's process on this machine. python -m jobs.kill PID RUN"""
+"""Ray job: kills a job's processes on this machine. python -m jobs.kill JOB"""
 
 import sys
 

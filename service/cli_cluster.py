@@ -19,6 +19,8 @@ URL is the cluster's dashboard, http://HEAD:8265 or a forwarded port of it; with
 RAY_API_SERVER_ADDRESS counts, or RAY_ADDRESS where it begins with http. A token is taken from
 RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token.
 """
+STORAGE = "runs"
+"""Where runs lie, if nobody says otherwise."""
 
 
 def cluster_parser(
@@ -29,9 +31,7 @@ def cluster_parser(
     parser.epilog = f"examples:\n{examples}\n{CLUSTER}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--address", metavar="URL", help="of the cluster's dashboard")
-    parser.add_argument(
-        "--storage", default="runs", metavar="FOLDER", help="where ids are looked for (%(default)s)"
-    )
+    parser.add_argument("--storage", metavar="FOLDER", help=f"where ids are looked for ({STORAGE})")
     return parser
 
 
@@ -50,7 +50,10 @@ def reach(args: argparse.Namespace, why: str = "") -> "ClusterJobs":
         raise ConfigError(f"{why}{error}") from error
     from service.orchestration.cluster_jobs import ClusterJobs
 
-    return ClusterJobs(address)
+    jobs = ClusterJobs(address)
+    if jobs.tells_token:
+        say(f"the token goes to {jobs.address} unencrypted; https or a forwarded port hides it")
+    return jobs
 
 
 def address_word(args: argparse.Namespace) -> str:
@@ -98,14 +101,6 @@ def look(jobs: "ClusterJobs", folder: str, job: "Job | None") -> "Standing":
     return find_standing(Path(folder), life_of(job)) or look_there(jobs, folder, job)
 
 
-def newest_job(known: list["Job"], run: str) -> "Job | None":
-    """The run's last job that trains it, of those that were not refused if there are such. known:
-    oldest first."""
-    found = [job for job in known if job.run == run and job.trains]
-    taken = [job for job in found if not job.was_refused]
-    return (taken or found or [None])[-1]
-
-
 def known_folder(args: argparse.Namespace, jobs: "ClusterJobs", run: str) -> str:
     """Where the cluster has `run`, an id or a folder.
 
@@ -113,13 +108,14 @@ def known_folder(args: argparse.Namespace, jobs: "ClusterJobs", run: str) -> str
         RunError: an id that none of its jobs has, or whose jobs do not say where it lies, and no
             --storage to look for it in.
     """
+    from service.orchestration.job import jobs_of
     from service.orchestration.orders import find_folder
 
     known = jobs.all()
-    folder, job = find_folder(known, run, args.storage), newest_job(known, run)
-    if "/" in run or args.storage != "runs" or (job and job.folder) or Path(folder).is_dir():
+    folder, ours = find_folder(known, run, args.storage or STORAGE), jobs_of(known, run)
+    if "/" in run or args.storage or ours.folder or Path(folder).is_dir():
         return folder
-    if job is None:
+    if not ours.jobs:
         raise unknown(run, jobs)
     raise RunError(
         f"run {run} was not submitted by this command, so its job does not say where it lies; give "

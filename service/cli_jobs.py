@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.cli_cluster import (
+    STORAGE,
     address_word,
     cluster_parser,
     follower,
     known_folder,
     look,
-    newest_job,
     reach,
     say,
     unknown,
     values_of,
 )
 from service.cli_words import Answer, Command, Run
-from service.errors import ClusterError, ExitCode, RunError
+from service.errors import ClusterError, CrossReidError, ExitCode, RunError
 
 if TYPE_CHECKING:
     from service.orchestration.cluster_jobs import ClusterJobs
@@ -33,6 +33,7 @@ _EXAMPLES = {
     "stop": "  crossreid stop RUN\n  crossreid submit train --resume RUN\n",
     "list": "  crossreid list --address http://head:8265\n",
 }
+_BY_FOLDER = "What follows goes by the run's folder alone"
 
 
 # -- the words -------------------------------------------------------------------------------------
@@ -82,18 +83,18 @@ def _standing(args: argparse.Namespace) -> Answer:
 
 def _seen_here(args: argparse.Namespace) -> "Standing | None":
     """Where a run stands whose folder is seen from here."""
-    from service.orchestration.orders import absolute
-    from service.orchestration.reading import find_standing
-    from service.orchestration.runs import is_run
+    from service.orchestration.reading import find_standing, is_seen
+    from service.orchestration.runs import absolute
 
     name = args.run_name
-    folder = Path(absolute(name) if "/" in name else f"{absolute(args.storage)}/{name}")
-    return find_standing(folder, _life(args, folder.name)) if is_run(folder) else None
+    folder = Path(absolute(name if "/" in name else f"{args.storage or STORAGE}/{name}"))
+    return find_standing(folder, _life(args, folder)) if is_seen(folder) else None
 
 
-def _life(args: argparse.Namespace, run: str) -> "Life":
+def _life(args: argparse.Namespace, folder: Path) -> "Life":
     """What the cluster says of the run, if one is named: the folder's lock alone is not seen over
     every network file system."""
+    from service.orchestration.job import jobs_of
     from service.orchestration.orders import find_address
     from service.orchestration.standing import Life
 
@@ -102,15 +103,22 @@ def _life(args: argparse.Namespace, run: str) -> "Life":
     from service.orchestration.looking import life_of
 
     try:
-        return life_of(newest_job(reach(args).all(), run))
+        known = reach(args).all()
     except ClusterError as error:
-        say(f"{error}. What follows goes by the run's folder alone")
+        say(f"{error}. {_BY_FOLDER}")
         return Life()
+    job = jobs_of(known, folder.name, str(folder)).newest
+    elsewhere = jobs_of(known, folder.name).folder
+    if job is None and elsewhere:
+        say(f"the cluster has a run of that name in {elsewhere}, not in {folder}. {_BY_FOLDER}")
+    return life_of(job)
 
 
 def _seen_there(args: argparse.Namespace, jobs: "ClusterJobs") -> "Standing":
+    from service.orchestration.job import jobs_of
+
     folder = known_folder(args, jobs, args.run_name)
-    return look(jobs, folder, newest_job(jobs.all(), Path(folder).name))
+    return look(jobs, folder, jobs_of(jobs.all(), Path(folder).name, folder).newest)
 
 
 def _logged(args: argparse.Namespace) -> Answer:
@@ -137,7 +145,6 @@ def _logged(args: argparse.Namespace) -> Answer:
 def _stopped(args: argparse.Namespace) -> Answer:
     from service import views_jobs
     from service.orchestration.ending_jobs import end_job
-    from service.orchestration.orders import absolute
 
     jobs = reach(args)
     job = _job(args, jobs, running=True)
@@ -146,11 +153,8 @@ def _stopped(args: argparse.Namespace) -> Answer:
             f"run {job.run} is not running: its job {job.job_id} has ended ({job.state}); see "
             f"crossreid status {job.run}{address_word(args)}"
         )
-    asked = "asked it to write a checkpoint and end; waiting for that, --now would kill it"
-    say("killing it" if args.now else asked)
-    job = end_job(jobs, job, now=args.now)
-    told = job.folder or (f"{absolute(args.storage)}/{job.run}" if args.storage != "runs" else "")
-    found = look(jobs, told, job) if told and job.trains else None
+    job = end_job(jobs, job, now=args.now, say=say)
+    found = _stands(args, jobs, job) if job.trains else None
     values = {
         **values_of(jobs, job.run, job.job_id),
         "state": job.state,
@@ -159,33 +163,41 @@ def _stopped(args: argparse.Namespace) -> Answer:
     return Answer(values, views_jobs.stopped(job, found, address_word(args)))
 
 
+def _stands(args: argparse.Namespace, jobs: "ClusterJobs", job: "Job") -> "Standing | None":
+    """Where the run of an ended job stands; None, with a word on why, where that cannot be told."""
+    from service.orchestration.runs import absolute
+
+    folder = job.folder or (absolute(f"{args.storage}/{job.run}") if args.storage else "")
+    try:
+        return look(jobs, folder, job) if folder else None
+    except CrossReidError as error:
+        say(f"how the run stands cannot be told: {error}")
+        return None
+
+
 def _listed(args: argparse.Namespace) -> Answer:
     from service import views_jobs
+    from service.orchestration.job import newest_jobs
 
-    known = [job for job in reach(args).all() if job.is_runs]
-    # A job that was refused says nothing of its run, where there is another.
-    refused_first = sorted(known, key=lambda job: not job.was_refused)
-    newest = {(job.run, job.kind): job for job in refused_first}.values()
-    newest = sorted(newest, key=lambda job: job.began)
+    known = reach(args).all()
+    newest = newest_jobs(known)
     return Answer(
         {"runs": [job.to_dict() for job in newest]}, views_jobs.runs(newest, known, time.time())
     )
 
 
 def _job(args: argparse.Namespace, jobs: "ClusterJobs", *, running: bool = False) -> "Job":
-    """The job that the words name, else the run's newest that trains it, else its newest.
+    """The job that the words name, else that of the run they name.
 
-    running: one that runs comes first.
+    running: one that has ended only where none runs.
     """
-    name = Path(args.run_name).name
-    known = jobs.all()[::-1]
-    ours = [job for job in known if job.run == name and job.is_runs]
-    found = [
-        *(job for job in known if job.job_id == name and job.run != name),
-        *(job for job in ours if running and not job.has_ended),
-        *(job for job in ours if job.trains),
-        *ours,
-    ]
-    if not found:
+    from service.orchestration.job import jobs_of
+    from service.orchestration.runs import absolute
+
+    name, known = Path(args.run_name).name, jobs.all()
+    named = next((job for job in known if job.job_id == name and job.run != name), None)
+    ours = jobs_of(known, name, absolute(args.run_name) if "/" in args.run_name else "")
+    found = named or (ours.running if running else None) or ours.shown
+    if found is None:
         raise unknown(args.run_name, jobs)
-    return found[0]
+    return found

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from service.orchestration.cluster_jobs import ClusterJobs
     from service.orchestration.job import Job
     from service.orchestration.orders import Order
+    from service.orchestration.standing import Standing
     from service.orchestration.submit import Submitted
 
 _ACCEPT_S = 120.0
@@ -91,13 +92,16 @@ def submitted(args: argparse.Namespace) -> Answer:
     sent = send(jobs, order, any_versions=args.any_versions, say=say)
     say(f"job {sent.job_id} is with {jobs.address}")
     try:
-        return _detached(args, jobs, sent) if args.detach else _followed(args, jobs, sent)
+        job, begun = _until_begun(jobs, sent) if args.detach else (_until_end(jobs, sent), True)
     except KeyboardInterrupt:
         from service import views_jobs
 
         say(views_jobs.detached(sent.run, address_word(args)))
         values = {**values_of(jobs, sent.run, sent.job_id), "detached": True}
         return Answer(values, "", ExitCode.INTERRUPTED)
+    if job is not None:
+        return _ended(args, jobs, job, sent)
+    return _detached(args, jobs, sent, begun)
 
 
 def _order(args: argparse.Namespace) -> "Order | None":
@@ -129,10 +133,13 @@ def _resumed(args: argparse.Namespace, jobs: "ClusterJobs") -> "Order":
     return order_known(args.kind, folder, split_words(args.words)[1])
 
 
-def _detached(args: argparse.Namespace, jobs: "ClusterJobs", sent: "Submitted") -> Answer:
-    """Once nothing more stands in the job's way, or it has failed."""
-    from service import views_jobs
-    from service.orchestration.entry import ACCEPTED
+def _until_end(jobs: "ClusterJobs", sent: "Submitted") -> "Job":
+    return follower(jobs, sent.job_id).until_end()
+
+
+def _until_begun(jobs: "ClusterJobs", sent: "Submitted") -> "tuple[Job | None, bool]":
+    """The job if it has ended, else None; and whether nothing more stands in its way."""
+    from service.orchestration.job import ACCEPTED
 
     begun = False
 
@@ -142,17 +149,18 @@ def _detached(args: argparse.Namespace, jobs: "ClusterJobs", sent: "Submitted") 
         return begun
 
     job = follower(jobs, sent.job_id).until(is_accepted, _ACCEPT_S)
-    if job is not None:
-        return _ended(args, jobs, job, sent)
+    return job, begun
+
+
+def _detached(
+    args: argparse.Namespace, jobs: "ClusterJobs", sent: "Submitted", begun: bool
+) -> Answer:
+    from service import views_jobs
+
     if not begun:
         say(f"it has not begun within {_ACCEPT_S:g} s; it stays with the cluster")
     values = {**values_of(jobs, sent.run, sent.job_id), "begun": begun}
     return Answer(values, views_jobs.next_steps(sent.run, address_word(args)))
-
-
-def _followed(args: argparse.Namespace, jobs: "ClusterJobs", sent: "Submitted") -> Answer:
-    job = follower(jobs, sent.job_id).until_end()
-    return _ended(args, jobs, job, sent)
 
 
 def _ended(args: argparse.Namespace, jobs: "ClusterJobs", job: "Job", sent: "Submitted") -> Answer:
@@ -161,12 +169,8 @@ def _ended(args: argparse.Namespace, jobs: "ClusterJobs", job: "Job", sent: "Sub
 
     if job.how_lost:
         say(job.how_lost)
-    found = None
-    if sent.folder and job.exit_code not in (ExitCode.USER_ERROR, 1):
-        try:
-            found = look(jobs, sent.folder, job)
-        except CrossReidError as error:
-            say(f"how the run stands cannot be told: {error}")
+    # One that was refused has said why, and its run may never have been.
+    found = _standing(jobs, sent) if sent.folder and not job.was_refused else None
     values = {
         **values_of(jobs, sent.run, sent.job_id),
         "exit_code": job.exit_code,
@@ -174,3 +178,16 @@ def _ended(args: argparse.Namespace, jobs: "ClusterJobs", job: "Job", sent: "Sub
         "standing": found.to_dict() if found else None,
     }
     return Answer(values, views_jobs.ended(job, found, address_word(args)), job.exit_code)
+
+
+def _standing(jobs: "ClusterJobs", sent: "Submitted") -> "Standing | None":
+    """Where the job's run stands; None, with a word on why, where that cannot be told."""
+    from service.orchestration.job import jobs_of
+
+    try:
+        return look(jobs, sent.folder, jobs_of(jobs.all(), sent.run, sent.folder).newest)
+    except CrossReidError as error:
+        say(f"how the run stands cannot be told: {error}")
+    except KeyboardInterrupt:
+        say("the job has ended; how the run stands was not waited for")
+    return None

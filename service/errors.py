@@ -10,9 +10,11 @@
     │   └── FrozenLayerError   a layer with random weights would never learn
     ├── RunError           a run name is taken, unknown, or belongs to another config
     ├── CheckpointError    a checkpoint cannot be had or written, or is of another run or schema
-    │   └── DamagedCheckpointError   something of it is missing or not as it was written
+    │   ├── DamagedCheckpointError   something of it is missing or not as it was written
+    │   └── StoreError         their store cannot be reached or refuses
     ├── ClusterError       the cluster is too small, unreachable or refuses the token
-    │   └── LostRankError      a rank of a running training hangs or has ended
+    │   ├── LostRankError      a rank of a running training hangs or has ended
+    │   └── LostContactError   a job that was followed may still run
     ├── WatchError         Prometheus, Alertmanager or a page of theirs cannot be had
     └── NonFiniteError     a loss or gradient became NaN or infinite
 
@@ -39,7 +41,7 @@ class ExitCode(IntEnum):
 class CrossReidError(Exception):
     """A mistake or condition that the user can act on; shown as one message without a traceback."""
 
-    exit_code = ExitCode.USER_ERROR
+    exit_code: int = ExitCode.USER_ERROR
     cause = Cause.NONE
     """The named cause, where `crossreid explain` has a page on it."""
 
@@ -99,6 +101,10 @@ class DamagedCheckpointError(CheckpointError):
     """Something of a checkpoint is missing or not as it was written, so an older one must serve."""
 
 
+class StoreError(CheckpointError):
+    """The store of checkpoints cannot be reached or refuses; some time later it may not."""
+
+
 class ClusterError(CrossReidError):
     """The cluster is too small for the run, unreachable, or refuses the token."""
 
@@ -115,6 +121,13 @@ class LostRankError(ClusterError):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+class LostContactError(ClusterError):
+    """The cluster stayed away while a job was followed, which may still run: its end is not known,
+    so the exit code is none that a job ends with by itself."""
+
+    exit_code = 1
 
 
 class WatchError(CrossReidError):

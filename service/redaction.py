@@ -7,6 +7,8 @@ from urllib.parse import unquote
 
 _SECRET_NAME = re.compile(r"PASS|PWD|TOKEN|SECRET|KEY", re.IGNORECASE)
 _FOLDER_NAMES = ("PWD", "OLDPWD")
+_PLACES = ("_PATH", "_FILE", "_DIR")
+"""How the names of variables end that say where a secret lies."""
 _LOGIN = re.compile(r"""(?<=://)[^\s'"]+(?=@)""")
 
 
@@ -17,10 +19,14 @@ def redacted(text: str, environ: Mapping[str, str] | None = None) -> str:
     """
     values = os.environ if environ is None else environ
     for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
-        is_secret = _SECRET_NAME.search(name) and name not in _FOLDER_NAMES
-        if is_secret and len(value) >= 6:
+        if _is_secret(name) and len(value) >= 6:
             text = text.replace(value, f"<{name}>")
     return _LOGIN.sub("<login>", text)
+
+
+def _is_secret(name: str) -> bool:
+    is_place = name in _FOLDER_NAMES or name.upper().endswith(_PLACES)
+    return _SECRET_NAME.search(name) is not None and not is_place
 
 
 def shown_url(url: str) -> str:

@@ -37,14 +37,16 @@ def detached(run: str, address: str) -> str:
 
 def ended(job: Job, found: Standing | None, address: str) -> str:
     """A job that was waited for. found: where its run stands, None where that is not known."""
-    if found is None:
-        how = "done" if job.exit_code == ExitCode.OK else f"exit code {job.exit_code}"
-        return f"job {job.job_id}: {how}\n"
+    is_done = job.exit_code == ExitCode.OK
+    if found is None or (job.kind == "evaluate" and not is_done):
+        return f"job {job.job_id}: {'done' if is_done else f'exit code {job.exit_code}'}\n"
     where = f"everything is in {found.folder} (summary.json, journal.jsonl)\n"
     if job.kind == "evaluate":
         return f"{views.evaluation(found.summary)}{where}"
+    if found.state is State.LOST:
+        return f"{where}{_left_off(job, found, address)}"
+    again = f"{_saved(job, found)}{_go_on(job, address)}" if found.can_resume else ""
     told = verdict_line(found.verdict, found.words, found.remedy)
-    again = f"go on: crossreid {_resume(job, address)}\n" if found.can_resume else ""
     return f"{views.evaluation(found.summary)}{where}{again}{told}\n"
 
 
@@ -55,15 +57,28 @@ def stopped(job: Job, found: Standing | None, address: str) -> str:
         return f"job {job.job_id} has ended ({job.state}){where if job.trains else ''}\n"
     if found.state is State.ENDED:
         return f"run {found.run} had come to its end: {found.verdict}\n"
+    return _left_off(job, found, address)
+
+
+def _left_off(job: Job, found: Standing, address: str) -> str:
+    """Where a run that has more to do was left, and how it goes on."""
     lost = "was killed" if job.signal else "has ended"
     how = lost if found.state is State.LOST else f"is {found.state}"
-    lines = [f"run {found.run} {how} at step {_steps(found)}"]
-    if found.checkpoint_step is not None:
-        lines.append(f"checkpoint of step {found.checkpoint_step} in {found.checkpoint_at}")
-    elif not found.trials:
-        lines.append("there is no checkpoint yet: it begins again at its first step")
-    lines.append(f"go on: crossreid {_resume(job, address)}")
-    return "\n".join(lines) + "\n"
+    steps = _steps(found)
+    at = f": {steps} trials have ended" if job.kind == "tune" else f" at step {steps}"
+    return f"run {found.run} {how}{at}\n{_saved(job, found)}{_go_on(job, address)}"
+
+
+def _saved(job: Job, found: Standing) -> str:
+    if job.kind == "tune":
+        return ""
+    if found.checkpoint_step is None:
+        return "there is no checkpoint yet: it begins again at its first step\n"
+    return f"checkpoint of step {found.checkpoint_step} in {found.checkpoint_at}\n"
+
+
+def _go_on(job: Job, address: str) -> str:
+    return f"go on: crossreid {_resume(job, address)}\n"
 
 
 def standing(found: Standing) -> str:

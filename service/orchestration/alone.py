@@ -46,7 +46,7 @@ def writing_alone(
             `patience_s`.
         RunError: on all ranks, rank 0 does not have the folder or may not write there.
     """
-    lock = FileLock(run_dir / LOCK_FILE)
+    lock = FileLock(run_dir / LOCK_FILE, fallback_to_soft=False)
     began = time.monotonic()
     is_told = False
     trouble: str | None = _BUSY
@@ -67,9 +67,13 @@ def writing_alone(
                 (run_dir / _NAME_FILE).write_text(name_of_this_process(), "utf-8")
         yield
     finally:
-        if world.rank == 0:
-            (run_dir / _NAME_FILE).unlink(missing_ok=True)
-        lock.release()
+        # A storage that fails now may be what ended the block, which must be told. The lock goes
+        # with this process at the latest.
+        with suppress(OSError):
+            if world.rank == 0:
+                (run_dir / _NAME_FILE).unlink(missing_ok=True)
+        with suppress(OSError):
+            lock.release()
 
 
 def _trouble(lock: FileLock, run_dir: Path) -> str | None:
@@ -85,7 +89,10 @@ def _trouble(lock: FileLock, run_dir: Path) -> str | None:
     except Timeout:
         return _BUSY
     except OSError as error:
-        return f"cannot lock {run_dir}: {error}; free space or check its rights, then --resume"
+        return (
+            f"cannot lock {run_dir}: {error}; free space, check its rights, or use a file system "
+            "with locks (flock) for run.storage, then --resume"
+        )
     return None
 
 

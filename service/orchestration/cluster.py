@@ -4,18 +4,16 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from service.config import ClusterConfig
 from service.errors import ClusterError
+from service.orchestration.interrupts import terminated_as_interrupted
 from service.rollcall import backstop_s
 
 NAMESPACE = "crossreid"
@@ -92,7 +90,8 @@ def connected(config: ClusterConfig) -> Iterator[Cluster]:
         _silence_raylet()
         try:
             _init(address, values)
-            with _terminated_as_interrupted():
+            # After `ray.init`, which sets a handler of Ray's own that exits at once.
+            with terminated_as_interrupted():
                 yield Cluster(ray.get_runtime_context().gcs_address, local=address == "local")
         finally:
             ray.shutdown()
@@ -154,26 +153,6 @@ def _require_token() -> None:
             f"RAY_AUTH_MODE={mode} would start Ray so that anyone who reaches this machine can run "
             "programs on it; unset RAY_AUTH_MODE, or give cluster.address"
         )
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which a stopped job gets, as a KeyboardInterrupt; Ray's own handler exits at once.
-
-    Ray sets its handler in `ray.init`, so this comes after it. Only a main thread may set one.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _silence_raylet() -> None:

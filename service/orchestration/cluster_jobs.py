@@ -8,19 +8,24 @@ import shlex
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 from requests import RequestException
 
 from service.errors import ClusterError
-from service.orchestration.job import FOLDER, KIND, RUN, Job, first_line
-from service.redaction import shown_url
+from service.orchestration.job import FOLDER, KIND, RAYS_STOP_S, RUN, SENDING, Job, first_line
+from service.redaction import redacted, shown_url
 
 HEAD = {"node:__internal_head__": 0.001}
 """Resources that only the head has."""
 _TIMEOUT_S = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer."""
+GIVE_UP_S = 300.0
+"""Seconds for which a cluster may be away while somebody waits for a job."""
+STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Seconds that Ray leaves a job to end when it is asked to."""
 _ENTRYPOINT = re.compile(r"-m jobs\.(\w+)\b(.*)")
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _TOKEN_FILE = ".ray/auth_token"
@@ -51,6 +56,13 @@ class ClusterJobs:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with _winning(self.address):
             return _Client(self.address, headers=headers)
+
+    @property
+    def tells_token(self) -> bool:
+        """Whether a token goes to another machine as it is, for everybody on the way to read."""
+        url = urlsplit(self.address)
+        is_here = url.hostname == "localhost" or (url.hostname or "").startswith(("127.", "::1"))
+        return self._has_token and url.scheme == "http" and not is_here
 
     @property
     def ray_version(self) -> str:
@@ -95,10 +107,10 @@ class ClusterJobs:
             answer.raise_for_status()
             return as_job(JobDetails(**answer.json()))
 
-    def stop(self, job_id: str) -> bool:
-        """Asks the job's process to end; whether it ran."""
+    def stop(self, job_id: str) -> None:
+        """Asks the job's process to end."""
         with self._asked():
-            return self._client.stop_job(job_id)
+            self._client.stop_job(job_id)
 
     def delete(self, job_id: str) -> None:
         """Makes the cluster forget an ended job."""
@@ -124,9 +136,18 @@ class ClusterJobs:
             raise ClusterError(_refused(where, self._has_token)) from error
         except (ValueError, KeyError, TypeError) as error:
             # Of requests' own errors those about JSON and addresses are among them.
+            if taken and not isinstance(error, RequestException):
+                raise ClusterError(
+                    f"Ray's client does not send the job {taken}: {first_line(str(error))}"
+                ) from error
             raise ClusterError(_not_ray(where)) from error
         except (RequestException, ConnectionError) as error:
             raise ClusterError(_unanswered(where, error)) from error
+        except OSError as error:
+            raise ClusterError(
+                f"this machine could not ask the cluster at {where}: {error}; Ray packs what it "
+                "sends in the temporary folder, which TMPDIR names: has it room?"
+            ) from error
         except RuntimeError as error:
             if taken and f"{taken} already exists" in str(error):
                 raise TakenError(taken) from error
@@ -195,24 +216,34 @@ def as_job(details: JobDetails) -> Job | None:
     found = _ENTRYPOINT.search(details.entrypoint)
     if name is None or found is None:
         return None
-    pid = details.driver_info.pid if details.driver_info else ""
+    named = _named(found[1], found[2])
     return Job(
         job_id=name,
-        run=told.get(RUN) or _named(found[2]) or name,
+        run=told.get(RUN) or Path(named).name or name,
         kind=told.get(KIND) or found[1],
         state=details.status.value,
-        folder=told.get(FOLDER, ""),
+        folder=told.get(FOLDER, named if named.startswith("/") else ""),
         driver_exit=details.driver_exit_code,
-        message=details.message or "",
+        message=redacted(details.message or ""),
         began=(details.start_time or 0) / 1000,
         ended=details.end_time / 1000 if details.end_time else None,
-        driver_pid=int(pid) if pid.isdecimal() else None,
+        stop_s=_stop_s(details.runtime_env),
+        sending=told.get(SENDING, ""),
     )
 
 
-def _named(words: str) -> str:
-    found = re.search(r"--run-id[ =]([\w-]+)", words)
-    return found[1] if found else ""
+def _named(kind: str, words: str) -> str:
+    """The run that the words of an entrypoint name, by its id or folder; empty if they do not."""
+    found = re.search(r"--(?:run-id|resume)[ =]([\w/.-]+)", words)
+    if found is None and kind == "evaluate":
+        found = re.match(r" +([\w/.-]+)", words)
+    return found[1].rstrip("/") if found else ""
+
+
+def _stop_s(runtime_env: dict[str, Any] | None) -> float:
+    """The time to end that a job was sent with; else Ray's own, which its head may have longer."""
+    told = str(((runtime_env or {}).get("env_vars") or {}).get(STOP_VARIABLE, ""))
+    return float(told) if told.isdecimal() else RAYS_STOP_S
 
 
 def _refused(where: str, had_token: bool) -> str:

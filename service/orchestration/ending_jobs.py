@@ -2,51 +2,67 @@
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from service.errors import ClusterError, RunError
-from service.orchestration.cluster_jobs import ClusterJobs
+from service.errors import ClusterError, ExitCode, RunError
+from service.orchestration.cluster_jobs import GIVE_UP_S, ClusterJobs
+from service.orchestration.driver import JOB_VARIABLE, submission_of
 from service.orchestration.job import KIND, RUN, Job
 from service.orchestration.packing import packed
+from service.orchestration.versions import REFUSED
 
-_STOP_LIMIT_S = 1100.0
-"""Seconds within which a run that was asked to end has ended, or Ray has killed it."""
+_MARGIN_S = 200.0
+"""Seconds beyond the time that a job has to end, in which Ray says that it has."""
 _LIMIT_S = 240.0
-"""The same of the small jobs that look or kill."""
+"""Seconds that the small jobs that look or kill may take."""
 _LOOK_S = 0.5
+_HEAD = re.compile(rf"^(\d\d:\d\d:\d\d )?({REFUSED})?")
 
 
-def end_job(jobs: ClusterJobs, job: Job, *, now: bool) -> Job:
+def end_job(jobs: ClusterJobs, job: Job, *, now: bool, say: Callable[[str], None]) -> Job:
     """Ends a job that runs and gives it as it ended.
 
     now: its process is killed; else it is asked to end, for which it has the time that its
-    submitter gave it.
+    submitter gave it. say: takes what was done.
 
     Raises:
-        ClusterError: it has not ended in time.
+        ClusterError: it could not be killed, or has not ended in time.
     """
-    if now and job.driver_pid is not None:
-        _kill(jobs, job, job.driver_pid)
+    if now:
+        _kill(jobs, job)
     jobs.stop(job.job_id)
-    return until_ended(jobs, job.job_id, _STOP_LIMIT_S)
+    say("killed it" if now else "asked it to write a checkpoint and end; --now would kill it")
+    try:
+        return until_ended(jobs, job.job_id, job.stop_s + _MARGIN_S)
+    except ClusterError as error:
+        told = f"{error}. It was asked to end; crossreid list says whether it has"
+        raise ClusterError(told) from error
 
 
 def until_ended(jobs: ClusterJobs, job_id: str, limit_s: float) -> Job:
-    """The job once it has ended.
+    """The job once it has ended. The cluster may be away for `GIVE_UP_S` seconds meanwhile.
 
     Raises:
-        ClusterError: it has not within `limit_s` seconds, or the cluster has forgotten it.
+        ClusterError: it has not within `limit_s` seconds, or the cluster has forgotten it or stays
+            away.
     """
-    until = time.monotonic() + limit_s
+    until, heard_at = time.monotonic() + limit_s, time.monotonic()
     while time.monotonic() < until:
-        job = jobs.get(job_id)
-        if job is None:
-            raise ClusterError(f"the cluster does not know the job {job_id} any more")
-        if job.has_ended:
-            return job
+        try:
+            job, heard_at = jobs.get(job_id), time.monotonic()
+        except ClusterError:
+            if time.monotonic() - heard_at > GIVE_UP_S:
+                raise
+        else:
+            if job is None:
+                raise ClusterError(f"the cluster does not know the job {job_id} any more")
+            if job.has_ended:
+                return job
         time.sleep(_LOOK_S)
     raise ClusterError(
         f"the job {job_id} has not ended within {limit_s:g} s; the cluster's head may be "
@@ -65,30 +81,61 @@ def forget(jobs: ClusterJobs, job_id: str, limit_s: float) -> None:
     jobs.delete(job_id)
 
 
-def kill_process(pid: int, run: str) -> None:
-    """Kills a job's process on this machine.
+def last_line(jobs: ClusterJobs, job: Job) -> str:
+    """The last that a small job has printed, or how it was lost."""
+    lines = [line for line in jobs.log(job.job_id).splitlines() if line.strip()]
+    last = _HEAD.sub("", lines[-1]) if lines else ""
+    return job.how_lost or last or f"exit code {job.exit_code}"
+
+
+def kill_job(job_id: str) -> None:
+    """Kills the processes of a job on this machine.
 
     Raises:
-        RunError: `pid` is no process that trains `run`.
+        RunError: there are none, or none that this user may see.
     """
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError as error:
-        raise RunError(f"there is no process {pid} any more") from error
-    if not any(word.startswith("jobs.") for word in words) or run not in " ".join(words):
-        raise RunError(f"process {pid} does not train run {run}; nothing was killed")
-    os.kill(pid, signal.SIGKILL)
+    found = [pid for pid in _pids() if _works_for(pid, job_id)]
+    if not found:
+        raise RunError(f"this user has no process of the job {job_id} here; nothing was killed")
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
-def _kill(jobs: ClusterJobs, job: Job, pid: int) -> None:
+def _kill(jobs: ClusterJobs, job: Job) -> None:
     """By a small job, since only the head reaches the process."""
     name = f"crossreid-kill-{secrets.token_hex(4)}"
-    words = ["jobs.kill", str(pid), job.run]
+    words = ["jobs.kill", job.job_id]
     try:
         with packed() as package:
             told = {RUN: job.run, KIND: "kill"}
-            jobs.submit(name, words, package=package.folder, variables={}, metadata=told)
-        until_ended(jobs, name, _LIMIT_S)
+            jobs.submit(name, words, package=package, variables={}, metadata=told)
+        killer = until_ended(jobs, name, _LIMIT_S)
+        if killer.exit_code != ExitCode.OK and not _has_ended(jobs, job):
+            raise ClusterError(
+                f"the job {job.job_id} could not be killed: {last_line(jobs, killer)}; without "
+                "--now it is asked to end"
+            )
     finally:
         with contextlib.suppress(ClusterError):
             forget(jobs, name, _LIMIT_S)
+
+
+def _has_ended(jobs: ClusterJobs, job: Job) -> bool:
+    found = jobs.get(job.job_id)
+    return found is None or found.has_ended
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def _works_for(pid: int, job_id: str) -> bool:
+    """Whether the process is what a job was started as; those that look at the job are not."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    told = [v.removeprefix(f"{JOB_VARIABLE}=") for v in variables if v.startswith(JOB_VARIABLE)]
+    return b"-m" in words and any(submission_of(text) == job_id for text in told)

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def evaluate_run(
-    run: str, *, storage: str = "runs", checkpoint: str = "last"
+    run: str, *, storage: str = "runs", checkpoint: str = "last", device: str | None = None
 ) -> tuple[Run, dict[str, Any]]:
     """Evaluates a checkpoint of `run` on its test records.
 
-    checkpoint: `last`, `best` (of the lowest CE when it was written), or a step. Returns the run
-    and its summary, which `summary.json` holds as well afterwards; its `evaluated_step` says which
-    it was.
+    checkpoint: `last`, `best` (of the lowest CE when it was written), or a step. device: `cpu` or
+    `cuda`; the GPU of this machine when None, if it has one. Returns the run and its summary, which
+    `summary.json` holds as well afterwards; its `evaluated_step` says which it was.
 
     Raises:
         RunError: there is no such run, or its folder is read-only.
@@ -48,7 +48,7 @@ def evaluate_run(
     store = open_checkpoints(config.run.checkpoints, found.path)
     step = chosen(store, checkpoint, found.run_id)
     state = load(store, step, made_with={"config": config.fingerprint()})
-    world = Distributed.single("cuda" if torch.cuda.is_available() else "cpu")
+    world = Distributed.single(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     train = Records.open(config.data.records, "train")
     model = CrossReID(config.model, train.num_classes, world.gather_rows).to(world.device)
     model.load_state_dict(state["model"])

@@ -90,7 +90,7 @@ def _trials(found: Run) -> list[str]:
 
 def _refuse_doubled(found: Run, to: str) -> None:
     """A driver that trains now may send the same."""
-    drivers = [path for path in (found.path, found.path.parent) if is_held(path)]
+    drivers = [path for path in (found.path, found.path.parent) if is_held(path) is not False]
     if drivers and to in found.config.telemetry.sinks:
         raise RunError(
             f"{drivers[0]} is being trained and goes to {to} by itself (telemetry.sinks); wait for "

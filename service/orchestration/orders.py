@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 from service.config import Config
 from service.errors import ConfigError
-from service.orchestration.job import Job
+from service.orchestration.job import Job, jobs_of
 from service.orchestration.packing import CONFIG_FILE
-from service.orchestration.runs import check_run_id, new_run_id, plan_run, resolved
+from service.orchestration.passwords import refuse_passwords
+from service.orchestration.runs import absolute, check_run_id, new_run_id, plan_run, resolved
 from service.orchestration.space import check_space
 from service.orchestration.words import parse_size
 from service.redaction import shown_url
@@ -64,6 +65,7 @@ def order_resume(kind: str, run: str, file: str, overrides: list[str]) -> Order:
         ConfigError: what is wrong with the config.
     """
     config = resolved(_fit_to_travel(load_config(file, overrides)))
+    refuse_passwords(config.model_dump())
     check_run_id(Path(run).name)
     folder = absolute(run) if "/" in run else f"{config.run.storage}/{run}"
     words = (f"jobs.{kind}", CONFIG_FILE, "--resume", folder)
@@ -71,7 +73,12 @@ def order_resume(kind: str, run: str, file: str, overrides: list[str]) -> Order:
 
 
 def order_known(kind: str, folder: str, overrides: list[str]) -> Order:
-    """A training or sweep in `folder` on the cluster, that goes on with the config it has there."""
+    """A training or sweep in `folder` on the cluster, that goes on with the config it has there.
+
+    Raises:
+        ConfigError: an override holds a password.
+    """
+    refuse_passwords({name: value for name, _, value in (w.partition("=") for w in overrides)})
     words = (f"jobs.{kind}", "--resume", folder, *overrides)
     return Order(kind, Path(folder).name, words, folder)
 
@@ -86,9 +93,10 @@ def order_ingest(folder: str, records: str, size: str) -> Order:
     """An ingest of `folder` into `records`, both as the cluster sees them.
 
     Raises:
-        ConfigError: the size is none.
+        ConfigError: the size is none, or a place holds a password.
     """
     parse_size(size)
+    refuse_passwords({"FOLDER": folder, "RECORDS": records})
     source, target = absolute(folder), absolute(records)
     places = tuple(("folder", place) for place in (source, target) if "://" not in place)
     words = ("jobs.ingest", source, target, size)
@@ -96,20 +104,17 @@ def order_ingest(folder: str, records: str, size: str) -> Order:
 
 
 def find_folder(known: Sequence[Job], run: str, storage: str) -> str:
-    """Where the cluster has `run`, an id or a folder: as its newest job says, else below `storage`.
+    """Where the cluster has `run`, an id or a folder: as its jobs say, else below `storage`.
 
     known: the cluster's jobs, oldest first.
+
+    Raises:
+        RunError: it is no run's name.
     """
+    check_run_id(Path(run).name)
     if "/" in run:
-        check_run_id(Path(run).name)
         return absolute(run)
-    told = [job.folder for job in known if job.run == check_run_id(run) and job.folder]
-    return told[-1] if told else f"{absolute(storage)}/{run}"
-
-
-def absolute(place: str) -> str:
-    """A folder as an absolute path; a URL as it is."""
-    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
+    return jobs_of(known, run).folder or f"{absolute(storage)}/{run}"
 
 
 def check_address(address: str | None) -> str:
@@ -129,8 +134,7 @@ def check_address(address: str | None) -> str:
             f"--address {found} must be that of the dashboard, as in http://HEAD:8265; Ray's other "
             "ports take no jobs"
         )
-    parts = urlsplit(found)
-    if not parts.hostname or "@" in parts.netloc or parts.query:
+    if not _is_host_and_port(found):
         raise ConfigError(
             f"--address {shown_url(found)} must be no more than http://HOST:PORT; the token is "
             "taken from RAY_AUTH_TOKEN or a file"
@@ -142,6 +146,16 @@ def find_address() -> str:
     """The dashboard's address as Ray's variables say it; empty where they do not."""
     there = [os.environ.get(name, "") for name in _ADDRESSES]
     return next((value for value in there if _is_http(value)), "")
+
+
+def _is_host_and_port(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        # Asking for it is what checks it.
+        parts.port  # noqa: B018
+    except ValueError:
+        return False
+    return bool(parts.hostname) and "@" not in parts.netloc and not parts.query
 
 
 def _is_http(address: str) -> bool:

@@ -7,8 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import service
@@ -22,45 +21,40 @@ _COMPILED = (".pyc", ".pyo")
 _SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
-    """A staged folder. files, bytes: of the code, before Ray compresses it."""
-
-    folder: Path
-    files: int
-    bytes: int
-
-
 @contextmanager
-def packed(config: str | None = None, root: Path | None = None) -> Iterator[Package]:
+def packed(config: str | None = None, root: Path | None = None) -> Iterator[Path]:
     """A folder that holds what a job needs, gone after the block.
 
     config: YAML that becomes `config.yaml` there. root: the folder that `service` and `jobs` lie
     in; None is where the running package lies, so that local changes are shipped.
 
     Raises:
-        RunError: `jobs` is not there, a file cannot be read, or all is larger than LIMIT_BYTES,
-            which names the largest files.
+        RunError: `jobs` is not there, a file cannot be read or copied, a folder is a link, or it is
+            larger than LIMIT_BYTES, which names the largest files.
     """
     root = root or Path(service.__file__).parents[1]
-    with tempfile.TemporaryDirectory(prefix="crossreid-") as name:
+    with ExitStack() as stack:
         try:
-            package = _stage(root, Path(name))
+            made = tempfile.TemporaryDirectory(prefix="crossreid-", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(made))
+            _stage(root, folder)
             if config is not None:
-                (package.folder / CONFIG_FILE).write_text(config, "utf-8")
+                (folder / CONFIG_FILE).write_text(config, "utf-8")
         except OSError as error:
-            raise RunError(f"cannot pack the code in {root}: {error}") from error
-        yield package
+            raise RunError(
+                f"cannot pack the code in {root}: {error}; it is copied to the temporary folder, "
+                "which TMPDIR names, and needs room there"
+            ) from error
+        yield folder
 
 
-def _stage(root: Path, folder: Path) -> Package:
+def _stage(root: Path, folder: Path) -> None:
     sizes = {file: (root / file).stat().st_size for file in _files(root)}
     _require_small(root, sizes)
     for file in sizes:
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / file, target)
-    return Package(folder, len(sizes), sum(sizes.values()))
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -73,8 +67,18 @@ def _files(root: Path) -> Iterator[Path]:
             )
         for folder, folders, files in os.walk(root / package):
             folders[:] = [name for name in folders if _is_shipped(name)]
+            _require_own(Path(folder), folders)
             kept = (name for name in files if _is_shipped(name))
             yield from (Path(folder).relative_to(root) / name for name in kept)
+
+
+def _require_own(folder: Path, names: list[str]) -> None:
+    for name in names:
+        if (folder / name).is_symlink():
+            raise RunError(
+                f"{folder / name} is a link to a folder, which does not travel with a job; put the "
+                "folder itself there, or move the link out of service/ and jobs/"
+            )
 
 
 def _is_shipped(name: str) -> bool:

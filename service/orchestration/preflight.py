@@ -6,32 +6,39 @@ launch makes sure of itself.
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from service.config import Config
 from service.errors import CheckpointError, ConfigError, CrossReidError, RunError
 from service.redaction import redacted, shown_url
-from service.training.store import STATE_FILE, open_checkpoints
+from service.training.store import STATE_FILE, Store, open_checkpoints
 
 _PACKAGES = "working_dir_files"
 """Ray unpacks the packages of jobs in a folder of this name."""
 
 
-def preflight(config: Config) -> None:
-    """Refuses a config whose folders this machine cannot use; leaves nothing behind.
+Say = Callable[[str], None]
+
+
+def preflight(config: Config, storage: str, say: Say) -> None:
+    """Refuses a config whose folders this machine cannot use; leaves nothing behind, unless a store
+    takes nothing away again.
+
+    storage: the folder that the run lies in, which for one that goes on need not be run.storage.
+    say: takes what a run can live with.
 
     Raises:
         ConfigError: a folder lies in the job's own package, which Ray deletes.
         RunError, CheckpointError: what was written could not be read again.
     """
-    run = config.run
-    _outlives_job("run.storage", run.storage)
+    _outlives_job("run.storage", storage)
     _outlives_job("data.records", config.data.records)
-    _holds("run.storage", run.storage, RunError)
-    if run.checkpoints is not None:
-        _outlives_job("run.checkpoints", run.checkpoints)
-        _holds("run.checkpoints", run.checkpoints, CheckpointError)
+    _holds("run.storage", storage, RunError, say)
+    checkpoints = config.run.checkpoints
+    if checkpoints is not None:
+        _outlives_job("run.checkpoints", checkpoints)
+        _holds("run.checkpoints", checkpoints, CheckpointError, say)
 
 
 def _outlives_job(setting: str, place: str) -> None:
@@ -53,7 +60,7 @@ def _package() -> Path | None:
     return found[0] if found else None
 
 
-def _holds(setting: str, place: str, kind: type[CrossReidError]) -> None:
+def _holds(setting: str, place: str, kind: type[CrossReidError], say: Say) -> None:
     """Writes a probe to `place` the way a checkpoint is, reads it back and takes it away."""
     name, data = f".crossreid-probe-{secrets.token_hex(4)}", secrets.token_bytes(64)
     try:
@@ -61,7 +68,7 @@ def _holds(setting: str, place: str, kind: type[CrossReidError]) -> None:
             store = open_checkpoints(place, Path(name))
             store.put(0, data, b"{}")
             found = store.read(0, STATE_FILE)
-            store.delete(0)
+            _delete(store, setting, say)
     except (CrossReidError, OSError) as error:
         why = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise kind(
@@ -72,6 +79,18 @@ def _holds(setting: str, place: str, kind: type[CrossReidError]) -> None:
         raise kind(
             f"{setting}={shown_url(place)} loses what is written to it: a probe was not read back "
             "as it was written; use another store"
+        )
+
+
+def _delete(store: Store, setting: str, say: Say) -> None:
+    """Takes the probe away; a store that refuses that can still be trained with."""
+    try:
+        store.delete(0)
+    except CheckpointError as error:
+        say(
+            f"{setting} lets nothing be deleted: {redacted(str(error))}. The probe in "
+            f"{store.place(0)} stays, and so will every checkpoint, whatever "
+            "train.keep_checkpoints says"
         )
 
 

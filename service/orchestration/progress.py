@@ -23,6 +23,7 @@ class Update:
     trial: its key. step, total: 0 before the first step. line: the loop's latest numbers.
     messages: log lines for people, in order. restarts: times its workers were started again.
     sample: what a sweep drew for it, empty in a plain training. ended: it makes no more steps.
+    folder: where the run or sweep lies, said once when nothing more stands in its way.
     """
 
     trial: str
@@ -33,6 +34,7 @@ class Update:
     restarts: int = 0
     sample: dict[str, Any] = field(default_factory=dict)
     ended: bool = False
+    folder: str = ""
 
 
 OnProgress = Callable[[Update], None]

@@ -1,9 +1,13 @@
 """Reads a run's folder and says where the run stands."""
 
+import contextlib
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from service.errors import RunError
+from service.orchestration.driver import read_driver
 from service.orchestration.runs import Run, is_held, is_run, open_run, read_summary
 from service.orchestration.space import num_trials
 from service.orchestration.standing import Life, Standing, standing
@@ -17,22 +21,59 @@ ANSWER = "crossreid-standing "
 """How the line begins on which a job says where a run stands."""
 
 
+def is_seen(folder: Path) -> bool:
+    """Whether this process sees a run in `folder`; it sees none where it may not look."""
+    try:
+        return is_run(folder)
+    except OSError:
+        return False
+
+
+def is_there(folder: Path) -> bool:
+    """Whether there is a run in `folder`.
+
+    Raises:
+        RunError: this process may not look.
+    """
+    with _readable(folder):
+        return is_run(folder)
+
+
 def find_standing(folder: Path, life: Life) -> Standing | None:
-    """As `read_standing`; None when the folder is not seen from here."""
-    return read_standing(folder, life) if is_run(folder) else None
+    """As `read_standing`; None when the folder is not seen from here, or may not be read."""
+    try:
+        return _read(folder, life) if is_run(folder) else None
+    except OSError:
+        return None
 
 
 def read_standing(folder: Path, life: Life | None = None) -> Standing:
     """Where the run or sweep in `folder` stands now; changes nothing there.
 
-    life: what is known of its job; whether its lock is held is found out here.
+    life: what is known of its job; what the folder tells of its driver is found out here.
 
     Raises:
-        RunError: `folder` is no run's.
+        RunError: `folder` is no run's, may not be read, or does not say whether it is trained.
+        ConfigError: its config is damaged.
     """
+    with _readable(folder):
+        return _read(folder, life or Life())
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the run's folder {folder} cannot be read: {error}; look as the user who trains it, "
+            "or have its rights changed"
+        ) from error
+
+
+def _read(folder: Path, known: Life) -> Standing:
     run = open_run(str(folder))
-    known = life or Life()
-    life = Life(is_held(run.path), known.job, known.since)
+    life = _life(run, known)
     try:
         summary = read_summary(run.path)
     except RunError as error:
@@ -54,6 +95,25 @@ def read_standing(folder: Path, life: Life | None = None) -> Standing:
             place=lambda step: _place(run, step),
         )
     return found.at(str(run.path))
+
+
+def _life(run: Run, known: Life) -> Life:
+    """What is known of the run's job, with what its folder tells of the driver that took it last.
+
+    Raises:
+        RunError: nobody says whether a driver trains it now.
+    """
+    held, driver = is_held(run.path), read_driver(run.path)
+    if held is None and known.job is None:
+        raise RunError(
+            f"whether run {run.run_id} is being trained cannot be told: the lock in {run.path} may "
+            "not be looked at; --address URL asks its cluster"
+        )
+    known = replace(known, held=bool(held))
+    if driver is None:
+        return known
+    is_taken = known.job_id in ("", driver.job)
+    return replace(known, is_taken=is_taken, attempts=driver.attempts)
 
 
 def _place(run: Run, step: int) -> str:

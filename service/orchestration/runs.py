@@ -5,6 +5,7 @@
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -23,10 +24,12 @@ from filelock import FileLock, Timeout
 
 from service.config import Config
 from service.decisions import Verdict
-from service.errors import ConfigError, ExitCode, RunError
+from service.errors import ExitCode, RunError
 from service.orchestration.alone import LOCK_FILE as WRITER_LOCK_FILE
+from service.orchestration.driver import FILE_NAME as DRIVER_FILE
+from service.orchestration.driver import write_driver
+from service.orchestration.passwords import refuse_passwords
 from service.orchestration.sweep_journal import FILE_NAME as SWEEP_JOURNAL
-from service.redaction import has_password, shown_url
 from service.settings import load_text, override
 from service.training.files import write_text
 from service.training.ports import Outcome
@@ -34,6 +37,7 @@ from service.training.ports import Outcome
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
+_OURS = {CONFIG_FILE, LOCK_FILE, WRITER_LOCK_FILE, DRIVER_FILE}
 _RESUMABLE = ("STOPPED", "PAUSE")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DAMAGED = "{file} is damaged: {found}; move it away, the journal and the checkpoints are whole"
@@ -64,7 +68,7 @@ def resolved(config: Config) -> Config:
     if config.run.checkpoints is not None:
         places["run.checkpoints"] = config.run.checkpoints
     return override(
-        config, [f"{name}={json.dumps(_absolute(place))}" for name, place in places.items()]
+        config, [f"{name}={json.dumps(absolute(place))}" for name, place in places.items()]
     )
 
 
@@ -95,12 +99,7 @@ def plan_run(
         ConfigError: there is a password in the config.
     """
     config = resolved(config)
-    if config.run.checkpoints is not None and has_password(config.run.checkpoints):
-        raise ConfigError(
-            f"run.checkpoints={shown_url(config.run.checkpoints)} has a password, which would "
-            "stand in the run's folder; leave it out, and give the store's client its credentials "
-            "by its own variables or file"
-        )
+    refuse_passwords(config.model_dump())
     run_id = check_run_id(run_id) if run_id is not None else new_run_id(config.run.name)
     path = (parent or _storage(config)) / run_id
     if is_run(path):
@@ -166,9 +165,9 @@ def held(run: Run) -> Iterator[None]:
     Raises:
         RunError: another process trains this run.
     """
-    lock = FileLock(run.path / LOCK_FILE)
+    lock = FileLock(run.path / LOCK_FILE, fallback_to_soft=False)
     try:
-        # Not at once: `is_held` takes it for a moment.
+        # Not at once: `is_held` shares it for a moment.
         lock.acquire(timeout=0.5)
     except Timeout as error:
         raise RunError(
@@ -197,6 +196,7 @@ def taken(run: Run, *, new: bool) -> Iterator[None]:
         if not new:
             _keep_config(run)
         try:
+            write_driver(run.path)
             yield
         except BaseException:
             if new and _is_untouched(run.path):
@@ -217,21 +217,23 @@ def _keep_config(run: Run) -> None:
 
 def _is_untouched(path: Path) -> bool:
     try:
-        return {file.name for file in path.iterdir()} <= {CONFIG_FILE, LOCK_FILE, WRITER_LOCK_FILE}
+        return {file.name for file in path.iterdir()} <= _OURS
     except OSError:
         return False
 
 
-def is_held(path: Path) -> bool:
-    """Whether a driver trains the run in `path` now."""
-    if not (path / LOCK_FILE).exists():
-        return False
-    lock = FileLock(path / LOCK_FILE)
+def is_held(path: Path) -> bool | None:
+    """Whether a driver trains the run in `path` now; None where its lock may not be looked at, or
+    the file system has no locks. Writes nothing."""
     try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
+        with (path / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
-    lock.release()
+    except OSError:
+        return None
     return False
 
 
@@ -246,9 +248,9 @@ def open_run(run: str, storage: str = "runs") -> Run:
     Raises:
         RunError: there is no such run.
     """
-    tried = [Path(_absolute(run))]
+    tried = [Path(absolute(run))]
     if "/" not in run:
-        tried.insert(0, Path(_absolute(storage)) / run)
+        tried.insert(0, Path(absolute(storage)) / run)
     for path in tried:
         if is_run(path):
             file = path / CONFIG_FILE
@@ -268,6 +270,7 @@ def resume_run(run: str, config: Config | None = None) -> Run:
 
     Raises:
         RunError: no such run, another config, or a run that has ended.
+        ConfigError: there is a password in a config that is not the run's own.
     """
     found = open_run(run, config.run.storage if config else "runs")
     if (found.path / SWEEP_JOURNAL).exists():
@@ -279,6 +282,8 @@ def resume_run(run: str, config: Config | None = None) -> Run:
     if config is None:
         return found
     config = resolved(config)
+    if config != found.config:
+        refuse_passwords(config.model_dump())
     if config.fingerprint() != found.config.fingerprint():
         names = "; ".join(differences(found.config, config))
         raise RunError(
@@ -332,7 +337,7 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
     write_text(path / SUMMARY_FILE, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
-def _absolute(folder: str) -> str:
+def absolute(folder: str) -> str:
     """`folder` as an absolute path; a URL as it is."""
     return folder if "://" in folder else os.path.abspath(os.path.expanduser(folder))
 

@@ -72,7 +72,7 @@ def announced(storage: Path, run: Path, target: str) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for other in folder.glob("*.json"):
-            if not is_held(storage.joinpath(*other.stem.split("."))):
+            if is_held(storage.joinpath(*other.stem.split("."))) is False:
                 with contextlib.suppress(PermissionError):  # another user's, for him to remove
                     other.unlink(missing_ok=True)
         write_text(file, json.dumps([{"targets": [target]}]) + "\n")

@@ -43,14 +43,17 @@ class State(StrEnum):
 class Life:
     """What others than the journal know of the run.
 
-    held: a driver holds its folder's lock. job: the state of its newest job on the cluster, as Ray
-    says it, None where nobody knows of one. since: when that job was submitted, in Unix seconds;
-    what was journaled before is an earlier job's.
+    held: a driver holds its folder's lock. job, job_id: state and name of its newest job on the
+    cluster, as Ray says them, None and empty where nobody knows of one. is_taken: the last driver
+    that took the folder is that job's, as far as is known. attempts: how often the workers had been
+    started before that driver took it; what those journaled is an earlier driver's.
     """
 
     held: bool = False
     job: str | None = None
-    since: float = 0.0
+    job_id: str = ""
+    is_taken: bool = True
+    attempts: int = 0
 
     @property
     def is_alive(self) -> bool:
@@ -139,7 +142,7 @@ def standing(
     a step lies.
     """
     seen = _Seen()
-    for event in events:
+    for event in counting(events):
         seen.take(event)
     state = _state(seen, summary or {}, life)
     saved, pace = seen.checkpoint, _pace(seen.steps)
@@ -165,15 +168,26 @@ def standing(
         attempt=seen.attempt,
         checkpoint_step=saved[0] if saved else None,
         checkpoint_at=place(saved[0]) if saved else "",
-        checkpoint_age_s=now - saved[1] if saved and saved[1] is not None else None,
-        silent_s=now - seen.last["time"] if seen.last else None,
+        # The clocks of two machines may differ.
+        checkpoint_age_s=max(now - saved[1], 0.0) if saved and saved[1] is not None else None,
+        silent_s=max(now - seen.last["time"], 0.0) if seen.last else None,
         newest=seen.newest,
         summary=dict(summary or {}),
     )
 
 
+def counting(events: Iterable[Event]) -> list[Event]:
+    """The events that count: a resumed attempt supersedes what was written past its start."""
+    found: list[Event] = []
+    for event in events:
+        if event["event"] == "start":
+            found = [before for before in found if before.get("step", 0) <= event["step"]]
+        found.append(event)
+    return found
+
+
 class _Seen:
-    """What counts of a journal: a resumed attempt supersedes what was written past its start."""
+    """What the events of a journal that count tell."""
 
     def __init__(self) -> None:
         self.start: Event | None = None
@@ -230,6 +244,7 @@ class _Seen:
     def _begin(self, event: Event) -> None:
         self.start, self.ending = event, None
         self.step = step = event["step"]
+        # The pace is that of these workers.
         self.steps.clear()
         self.total = event.get("total_steps", self.total)
         self.num_classes = event.get("num_classes", 0)
@@ -238,18 +253,15 @@ class _Seen:
 
 
 def _state(seen: _Seen, summary: Mapping[str, Any], life: Life) -> State:
-    fresh = seen.last is not None and seen.last["time"] >= life.since
     if life.job == "PENDING" and not life.held:
         return State.WAITING
     if not life.is_alive:
         return _ended(seen, summary)
-    if seen.start is None or not fresh:
+    if seen.start is None or not life.is_taken or seen.attempt <= life.attempts:
         return State.STARTING
     if seen.ending is not None:
-        # A driver stays a little to show the end. One that goes on again has not begun yet.
-        found = _ended(seen, summary)
-        goes_on = life.job is None and found in (State.PAUSED, State.STOPPED, State.FAILED)
-        return State.STARTING if goes_on else found
+        # A driver stays a little to show the end.
+        return _ended(seen, summary)
     is_done = seen.total is not None and seen.step >= seen.total
     return State.EVALUATING if is_done else State.TRAINING
 

@@ -1,14 +1,16 @@
 """Jobs for a Ray cluster: sent with the code as it lies here, never two for one run at a time."""
 
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from service import __version__
 from service.config import Config
 from service.errors import ClusterError, RunError
-from service.orchestration.cluster_jobs import ClusterJobs, TakenError
-from service.orchestration.job import FOLDER, KIND, RUN, WRITES, Job, job_name
+from service.orchestration.cluster_jobs import STOP_VARIABLE, ClusterJobs, TakenError
+from service.orchestration.job import FOLDER, KIND, RUN, SENDING, WRITES, Job, job_name, jobs_of
 from service.orchestration.orders import Order
 from service.orchestration.packing import packed
 from service.orchestration.versions import misfit, wanted
@@ -50,27 +52,47 @@ def send(jobs: ClusterJobs, order: Order, *, any_versions: bool, say: Say) -> Su
     _refuse_taken(order, known)
     config = order.config.to_yaml() if order.config else None
     variables = _variables(order.config) | wanted(image, any_versions=any_versions)
-    metadata = {RUN: order.run, KIND: order.kind, FOLDER: order.folder}
+    taken, tried = [job.job_id for job in known], list[str]()
     with packed(config) as package:
-        taken = [job.job_id for job in known]
         for _ in range(_NAMES_TRIED):
-            name = job_name(order.run, order.kind, taken)
+            name = job_name(order.run, order.kind, [*taken, *tried])
             try:
-                jobs.submit(
-                    name,
-                    order.words,
-                    package=package.folder,
-                    variables=variables,
-                    metadata=metadata,
-                )
+                _start(jobs, name, order, package, variables, say)
                 return Submitted(order.run, order.kind, name, order.folder)
             except TakenError:
                 # Somebody was faster, or the job was deleted and Ray remembers its name.
                 _refuse_taken(order, jobs.all())
-                taken.append(name)
+                tried.append(name)
     raise ClusterError(
-        f"the cluster takes no name for the job of run {order.run}; taken are {taken}"
+        f"the cluster takes no name for the job of run {order.run}: {', '.join(tried)} belong "
+        "to jobs that it does not list; take another --run-id"
     )
+
+
+def _start(
+    jobs: ClusterJobs, name: str, order: Order, package: Path, variables: dict[str, str], say: Say
+) -> None:
+    """Starts the job under this name. Where the answer is lost, or not waited for, the cluster is
+    asked whether it has the job all the same."""
+    sending = secrets.token_hex(8)
+    metadata = {RUN: order.run, KIND: order.kind, FOLDER: order.folder, SENDING: sending}
+    try:
+        jobs.submit(name, order.words, package=package, variables=variables, metadata=metadata)
+    except ClusterError:
+        if not _has_come(jobs, name, sending):
+            raise
+    except KeyboardInterrupt:
+        if _has_come(jobs, name, sending):
+            say(f"the job {name} has begun all the same; end it with crossreid stop {order.run}")
+        raise
+
+
+def _has_come(jobs: ClusterJobs, name: str, sending: str) -> bool:
+    try:
+        job = jobs.get(name)
+    except ClusterError:
+        return False
+    return job is not None and job.sending == sending
 
 
 def _image(config: Config | None) -> str:
@@ -88,7 +110,7 @@ def _variables(config: Config | None) -> dict[str, str]:
     variable that both name, even with one value.
     """
     linger_s = config.telemetry.linger_s if config else _LINGER_S
-    return {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(_STOP_S + linger_s))}
+    return {STOP_VARIABLE: str(math.ceil(_STOP_S + linger_s))}
 
 
 def _refuse_taken(order: Order, known: list[Job]) -> None:
@@ -96,8 +118,7 @@ def _refuse_taken(order: Order, known: list[Job]) -> None:
 
     A job that was refused does not count: the next one sees itself whether there is a folder.
     """
-    ours = [job for job in known if job.run == order.run and job.trains]
-    found = [job for job in ours if not job.was_refused]
+    found = jobs_of(known, order.run).training
     going = [job for job in found if not job.has_ended]
     if going and order.kind in WRITES:
         raise RunError(

@@ -85,7 +85,7 @@ def _state(verdict: str, has_trials: bool, life: Life) -> State:
     if life.job == "PENDING" and not life.held:
         return State.WAITING
     if life.is_alive:
-        return State.TRAINING if has_trials else State.STARTING
+        return State.TRAINING if has_trials and life.is_taken else State.STARTING
     if not verdict:
         return State.LOST
     return State.STOPPED if verdict == STOPPED else State.ENDED

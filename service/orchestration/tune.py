@@ -103,9 +103,10 @@ def launch_tuning(
         sinks = stack.enter_context(followed(sweep, on_progress, SWEEP))
         monitor = Monitor(config, exporter, on_progress, sinks, speaker=SWEEP)
         scheduler.attach(reader.put, monitor.decided)
-        place = f"; metrics at {exporter.address}" if exporter else ""
-        head = f"{sweep.run_id} with {plan.trials} trials in {sweep.path}{place}"
-        on_progress(Update(trial=SWEEP, total=plan.trials, messages=(head,)))
+        served_at = f"; metrics at {exporter.address}" if exporter else ""
+        head = f"{sweep.run_id} with {plan.trials} trials in {sweep.path}{served_at}"
+        told = Update(SWEEP, total=plan.trials, messages=(head,), folder=str(sweep.path))
+        on_progress(told)
         tuner = _tuner(sweep, scheduler)
         watch = Watch(Background(tuner.fit), scheduler, monitor, reader)
         try:

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 VARIABLE = "CROSSREID_SUBMITTED_WITH"
 """What the submitter wants found, as JSON: {"versions": {...}, "image": ..., "any": ...}."""
+REFUSED = "refused: "
+"""How the line begins by which a job says that it ended before it changed anything."""
 _MISSING = "none"
 _USER_ERROR = 2
 
@@ -47,8 +49,8 @@ def misfit(found: dict[str, str], image: str, expected: dict[str, str] | None = 
         return ""
     differing = "; ".join(f"{name} {found[name]}, expected {expected[name]}" for name in other)
     return (
-        f"the cluster has {differing}, as on the machine that submits; run the cluster on the "
-        f"image {image} (docker/Dockerfile, see deploy/README.md), or install the cluster's "
+        f"the cluster's head has {differing}, as on the machine that submits; run the cluster "
+        f"on the image {image} (docker/Dockerfile, see deploy/README.md), or install the cluster's "
         "versions where you submit"
     )
 
@@ -66,7 +68,8 @@ def check_versions() -> None:
     if not found:
         return
     if not told["any"]:
-        sys.stderr.write(f"ClusterError: {found}; or go on all the same with --any-versions\n")
+        remedy = "or go on all the same with --any-versions"
+        sys.stderr.write(f"{REFUSED}ClusterError: {found}; {remedy}\n")
         sys.exit(_USER_ERROR)
     sys.stderr.write(f"going on with other versions, as --any-versions says: {found}\n")
 

@@ -19,6 +19,7 @@ TROUBLES = {
     "checkpoint_failed": "[checkpoint] the checkpoint of step {step} was not written: {message}",
     "checkpoint_skipped": "[checkpoint] the checkpoint of step {step} was left out for a newer one",
     "checkpoint_stays": "[checkpoint] older checkpoints than that of step {step} stay: {message}",
+    "checkpoint_unread": "[checkpoint] {message}; they are tried again in {seconds:.0f} s",
     "checkpoint_damaged": "[checkpoint] {folder} is passed over: {message}",
     "checkpoint_slow": "[checkpoint] the last one, of step {step}, takes {seconds:.0f} s by now",
 }

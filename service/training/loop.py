@@ -6,10 +6,8 @@ Rank and world come in as a value; Ray is not known here. Whatever a rank finds 
 record, a directive) is agreed by all ranks before anybody acts on it.
 """
 
-import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ import torch
 
 from service.bounds import Rules
 from service.config import Config
-from service.data.audit import audit
 from service.data.layout import Batch
 from service.data.records import Records
 from service.decisions import Action, Decision, Verdict
@@ -36,8 +33,7 @@ from service.training.checkpoint import State
 from service.training.determinism import deterministic_kernels
 from service.training.ending import ending, health_facts, not_finite, write_summary
 from service.training.gauges import Before, read_before, read_gauges, read_share
-from service.training.history import look_back, pack, unpack, unwritable
-from service.training.journal import Event, Journal
+from service.training.history import look_back, pack, unpack
 from service.training.meters import StepMeter
 from service.training.optim import HeadSchedule, LaggedFlag, guard, learning_rates, set_rates
 from service.training.parts import (
@@ -54,6 +50,7 @@ from service.training.saving import Saving
 from service.training.schedule import Schedule
 from service.training.state import Progress
 from service.training.steering import Steering
+from service.training.telling import Telling
 
 
 def train(
@@ -102,6 +99,8 @@ class Trainer:
         self.rules = Rules.of(config)
         self.flag = LaggedFlag(world.device)
         self.meter = StepMeter(config.loss.sdm.form)
+        self.telling = Telling(ports.event)
+        self.emit = self.telling.tell
         self.saving = Saving(config, run_dir, world, self.parts.records.fingerprint, self.emit)
         self.progress = Progress(
             sdm=SdmWeight.at_start(config.loss.sdm), head=HeadSchedule.at_start(config.optim)
@@ -110,8 +109,6 @@ class Trainer:
         self.newest: HealthReport | None = None
         self.decision: Decision | None = None
         self.unlogged: list[StepSample] = []
-        self.journal: Journal | None = None
-        self.write_error: CrossReidError | None = None
         self.began = time.monotonic()
         self.stepped_at = 0.0
 
@@ -124,32 +121,20 @@ class Trainer:
         for batch, waited_s in self._batches():
             self._step(batch, waited_s)
         self._flush()
-        self.saving.finish(self.progress.step, self._score, self._pack)
-        raise_together(self.world, self.write_error)
+        if self._is_complete:
+            self._log()
+        # Checkpoints may lie elsewhere than a journal that cannot be written; one try shows it.
+        again = not self.steering.halted
+        self.saving.finish(self.progress.step, self._score, self._pack, again=again)
+        raise_together(self.world, self.telling.error)
         outcome = self._finish()
-        raise_together(self.world, self.write_error)
+        raise_together(self.world, self.telling.error)
         return outcome
-
-    def emit(self, event: Event) -> None:
-        """Writes a journal line and tells the outside; rank 0 only, the others do nothing.
-
-        A journal that cannot be written ends the run at the next agreement.
-        """
-        if self.journal is None:
-            return
-        try:
-            self.journal.append(event)
-        except OSError as error:
-            self.write_error = unwritable(error)
-        self.ports.event(event)
 
     def close(self) -> None:
         """Waits for the checkpoint being written, also after an error."""
         self.saving.close()
-        if self.journal is not None:
-            # What could not be written has been told by then: `emit` keeps its error.
-            with contextlib.suppress(OSError):
-                self.journal.close()
+        self.telling.close()
 
     # -- before the first step ---------------------------------------------------------------
 
@@ -159,22 +144,23 @@ class Trainer:
         Only rank 0 looks into the run's folder; the others hear what it found.
         """
         past = together(self.world, lambda: look_back(self.run_dir, self.world.rank, self.told))
-        self.journal = past.journal
-        given, ends = self.world.broadcast_object((past.directives, past.ends))
+        self.telling.journal = past.journal
+        past = self.world.broadcast_object(past._replace(journal=None))
         state = self.saving.newest(past.written, is_new=past.is_new)
         if state is not None:
             self.progress, self.newest, self.unlogged = unpack(self.parts, state)
             for after_step, ids in self.progress.ids:
                 self.parts = with_ids(self.parts, self.config, self.world, ids, after_step)
-            if self.progress.step in ends:
+            if self.progress.step in past.ends:
                 self.progress.policy = resumed(self.progress.policy, self.progress.step)
-        self.steering.replay(given, after_step=self.progress.step)
+        self.steering.replay(past.directives, after_step=self.progress.step)
 
     # -- batches, agreed on ------------------------------------------------------------------
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
         """Batches from the next step on, each agreed on by all ranks, with the seconds that it was
-        waited for; ends with the run, a verdict that ends it, or a stop."""
+        waited for; ends with the run, a verdict that ends it, a stop, or a journal that cannot be
+        written."""
         while not self._is_over():
             begun = self.schedule.step_in_epoch(self.progress.step + 1) - 1
             if not begun:
@@ -187,9 +173,11 @@ class Trainer:
                     begin = time.perf_counter()
                     batch, error = _next_batch(batches)
                     waited_s = time.perf_counter() - begin
-                    error = error or self.write_error or self.saving.fatal
-                    leaving = self.steering.before_step(self.progress, error)
-                    if self.steering.stopped or batch is None:
+                    error = error or self.saving.fatal
+                    leaving = self.steering.before_step(
+                        self.progress, error, halt=self.telling.error is not None
+                    )
+                    if self.steering.stopped or self.steering.halted or batch is None:
                         return
                     if leaving:
                         self._save_ahead(leaving)
@@ -219,6 +207,12 @@ class Trainer:
             or self.steering.stopped is not None
             or self.progress.policy.verdict.ends
         )
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether the run has come to an end that nobody goes on from."""
+        is_cut = self.steering.stopped is not None or self.steering.halted
+        return not is_cut and self.progress.policy.verdict is not Verdict.PAUSE
 
     @property
     def schedule(self) -> Schedule:
@@ -298,8 +292,7 @@ class Trainer:
         if schedule.is_flush(step):
             self._flush()
         if schedule.is_log(step):
-            self.emit(events.steps(self.unlogged))
-            self.unlogged.clear()
+            self._log()
         if before is not None:
             self._report(step, before)
         if schedule.is_checkpoint(step) and step < schedule.total:
@@ -307,6 +300,13 @@ class Trainer:
         if self.world.rank == 0:
             line = events.progress_line(self.newest, self.progress if self.ports.decides else None)
             self.ports.progress(step, schedule.total, line)
+
+    def _log(self) -> None:
+        """Tells of the steps since the last time, as means; those that cannot be told are kept."""
+        if self.unlogged:
+            self.emit(events.steps(self.unlogged))
+        if self.telling.error is None:
+            self.unlogged.clear()
 
     def _flush(self) -> None:
         """Asks the device for its measurements; whatever is saved next knows every step."""
@@ -336,16 +336,7 @@ class Trainer:
                 step=step,
                 min_gap=self.schedule.head_gap(step),
             )
-        self.ports.report(
-            {
-                "step": step,
-                "epoch": report.epoch,
-                "health": report.to_dict(),
-                "decision": self.decision.to_dict() if self.decision else None,
-                "directive": self.progress.directive,
-                "finished": self.progress.policy.verdict.ends or report.is_last,
-            }
-        )
+        self.ports.report(events.report(report, self.decision, self.progress))
 
     def _decide(self, report: HealthReport) -> None:
         self.progress.policy, decision = decide(self.progress.policy, report, self.rules)
@@ -360,14 +351,7 @@ class Trainer:
     def _act(self, action: Action, progress: Progress, reason: str) -> None:
         act(action, progress, self.parts.memory, self.config.optim.head_lr, reason)
         if action.name == "audit_sampler":
-            self._audit()
-
-    def _audit(self) -> None:
-        """Looks at the coming batches: does the sampler really pair?"""
-        plan, step = self.parts.plan, self.progress.step + 1
-        epoch, first = self.schedule.epoch(step), self.schedule.step_in_epoch(step) - 1
-        found = audit(plan, self.parts.records.modality, epoch, first)
-        self.emit({"event": "audit", "step": self.progress.step, **asdict(found)})
+            self.emit(events.audit(self.parts, self.progress.step))
 
     # -- checkpoints -------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from service.training.state import Progress
 
 
 class Steering:
-    """The directives that wait, and the one that stopped the run.
+    """The directives that wait, the one that stopped the run, and whether rank 0 halted it.
 
     poll: rank 0 asks it with the highest number it knows of, applied or waiting: so a directive
     that is lined up for a later step is not taken again. leaving, leaving_every_s: as in `Ports`.
@@ -39,6 +39,7 @@ class Steering:
         self._leaving = ""
         self._waiting: list[Directive] = []
         self.stopped: Directive | None = None
+        self.halted = False
 
     def replay(self, journal: list[Event], after_step: int) -> None:
         """Lines up the directives that were applied after `after_step`, for the same steps.
@@ -54,9 +55,12 @@ class Steering:
                 first.setdefault(directive.number, applied)
         self._waiting = [d for d in first.values() if d.apply_at_step > after_step]
 
-    def before_step(self, progress: Progress, error: CrossReidError | None) -> str:
+    def before_step(
+        self, progress: Progress, error: CrossReidError | None, *, halt: bool = False
+    ) -> str:
         """One small message: has any rank an error, has rank 0 a directive, is it time to ask for
-        machines that leave? Every rank calls it.
+        machines that leave? Every rank calls it. halt: this rank cannot go on, though its train
+        state is whole.
 
         Returns the machines that will be taken away, when that is news; empty otherwise.
 
@@ -68,7 +72,8 @@ class Steering:
         directive = self._ports.poll(known) if rank0 and error is None else None
         number = directive.number if directive else 0
         ask = rank0 and self._now() - self._asked_at >= self._ports.leaving_every_s
-        failed, newest, asked = self._world.agree([error is not None, number, ask])
+        failed, newest, asked, halted = self._world.agree([error is not None, number, ask, halt])
+        self.halted = bool(halted)
         if failed:
             raise_together(self._world, error)
         if newest > known:

@@ -83,7 +83,7 @@ class FolderStore:
     """Checkpoints in a local folder: each appears, and goes, by one rename."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def place(self, step: int) -> str:
         return str(self._folder / folder_name(step))

@@ -2,6 +2,8 @@
 
 import ast
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ import pytest
 
 from service.config import Config
 from service.data.synthetic import SynthSettings, synthesize
-from service.errors import ExitCode
+from service.errors import ClusterError, ExitCode
 from service.orchestration import entry, train
+from service.orchestration.job import ACCEPTED
+from service.orchestration.progress import Update
+from service.orchestration.reading import ANSWER
 from service.orchestration.runs import create_run
 from service.settings import load_config, override
 from service.telemetry.logs import LOGGER
@@ -60,6 +65,8 @@ def fake_launch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
         given.append((run_id, resume))
         name = run_id or "new"
         run = create_run(config, name) if resume is None else create_run(config, f"{name}2")
+        on_progress(Update("main", messages=("waiting for machines",)))
+        on_progress(Update("main", messages=(f"run {name}",), folder=str(run.path)))
         return run, Outcome("NO_GO", "x", "it stands", "move it", 3, {})
 
     monkeypatch.setattr(train, "launch_training", launch)
@@ -108,7 +115,7 @@ def test_an_ingest_says_how_far_it_is(tmp_path: Path, log: list[str]):
 def test_a_mistake_is_one_line_and_its_exit_code(config: str, log: list[str]):
     assert entry.train_entry([config, "train.epoch=3"]) == ExitCode.USER_ERROR
     assert len(log) == 1
-    assert log[0].startswith("ConfigError: ")
+    assert log[0].startswith("refused: ConfigError: ")
     assert entry.evaluate_entry(["nobody"]) == ExitCode.USER_ERROR
     assert entry.ingest_entry(["folder"]) == ExitCode.USER_ERROR
     assert entry.tune_entry([config]) == ExitCode.USER_ERROR
@@ -143,3 +150,70 @@ def test_a_run_goes_on_with_its_own_config_and_what_is_laid_over_it(
     assert asked == [(override(run.config, ["cluster.num_workers=3"]), str(run.path))]
     assert entry.train_entry(["--resume", "nobody"]) == ExitCode.USER_ERROR
     assert "no run 'nobody'" in log[-1]
+
+
+def test_a_job_accepts_once_the_run_is_taken_and_not_while_it_waits(
+    config: str, monkeypatch: pytest.MonkeyPatch, log: list[str]
+):
+    run = create_run(load_config(config), "one")
+    fake_launch(monkeypatch)
+    assert entry.train_entry(["--resume", str(run.path)]) == ExitCode.NO_GO
+    told = [line.partition(" ")[0] for line in log]
+    assert told.index("waiting") < told.index(ACCEPTED.strip())
+    assert told.count(ACCEPTED.strip()) == 1
+
+
+@pytest.mark.parametrize(("leaves", "mark"), [(True, ""), (False, "refused: ")])
+def test_an_error_says_that_nothing_was_begun_only_where_that_is_so(
+    config: str, monkeypatch: pytest.MonkeyPatch, log: list[str], leaves: bool, mark: str
+):
+    def launch(given: Config, *, on_progress: Any, **words: Any) -> Any:
+        folder = create_run(given, "one").path if leaves else Path("/nowhere/one")
+        on_progress(Update("main", folder=str(folder)))
+        raise ClusterError("workers were lost too often")
+
+    monkeypatch.setattr(train, "launch_training", launch)
+    assert entry.train_entry([config, "--run-id", "one"]) == ExitCode.USER_ERROR
+    assert log[-1] == f"{mark}ClusterError: workers were lost too often"
+
+
+def test_a_stopped_ingest_takes_its_half_done_work_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    synthesize(tmp_path / "o", SynthSettings(people=6, images_per_person=5, image_size=(32, 32)))
+
+    class Stopped(entry.PlainProgress):
+        def __call__(self, update: Update) -> None:
+            assert len(list(tmp_path.glob(".r.partial-*"))) == 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(entry, "PlainProgress", Stopped)
+    words = [f"{tmp_path}/o", f"{tmp_path}/r", "32x32"]
+    assert entry.ingest_entry(words) == ExitCode.INTERRUPTED
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
+
+
+def test_an_ingest_with_a_password_among_its_words_is_refused(log: list[str]):
+    assert entry.ingest_entry(["/raw", "s3://key:hush@b/rec", "32x32"]) == ExitCode.USER_ERROR
+    assert "RECORDS=s3://<login>@b/rec has a password" in log[-1]
+
+
+def test_a_look_at_a_run_answers_also_that_there_is_none(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], log: list[str]
+):
+    run = create_run(load_config(config), "one")
+    words = [str(run.path), "--job", "one", "--state", "RUNNING"]
+    assert entry.status_entry(words) == ExitCode.OK
+    assert f'{ANSWER}{{"run": "one", "state": "starting"' in capsys.readouterr().out
+    assert entry.status_entry([f"{tmp_path}/runs/two"]) == ExitCode.OK
+    assert capsys.readouterr().out == f"{ANSWER}null\n"
+    (run.path / "config.yaml").write_text("data: 3")
+    assert entry.status_entry([str(run.path)]) == ExitCode.USER_ERROR
+    assert capsys.readouterr().out == ""
+    assert "ConfigError" in log[-1]
+
+
+def test_a_kill_that_finds_nobody_is_an_error(log: list[str]):
+    assert entry.kill_entry(["raysubmit_none"]) == ExitCode.USER_ERROR
+    assert "no process of the job raysubmit_none" in log[-1]
+    assert entry.kill_entry([]) == ExitCode.USER_ERROR

@@ -1,14 +1,17 @@
 """A job's log as it is followed: every line once, however the connection breaks."""
 
+import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import ClusterError
+from service.errors import ClusterError, ExitCode, LostContactError
 from service.orchestration import following
 from service.orchestration.following import Follower
 from service.orchestration.job import Job
@@ -73,7 +76,7 @@ def test_every_line_comes_once_and_in_order_whatever_breaks(
     found, notes, job = follow(Source(text, breaks, away, seed))
     assert found == [line for line in lines if line]
     assert job.has_ended
-    assert len(notes) <= away
+    assert sum("is lost" in note for note in notes) == bool(away)
 
 
 def test_a_last_line_without_an_end_is_told_and_rays_own_are_not():
@@ -84,8 +87,73 @@ def test_a_last_line_without_an_end_is_told_and_rays_own_are_not():
 def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(following, "GIVE_UP_S", 0.05)
     monkeypatch.setattr(following, "_LONGEST_WAIT_S", 0.01)
-    with pytest.raises(ClusterError, match=r"nobody answers; the job may still run"):
+    with pytest.raises(LostContactError, match=r"nobody answers; the job may still run"):
         follow(Source("a\n", 1, 10_000, 0))
+
+
+def test_a_contact_that_is_lost_has_an_exit_code_that_no_job_ends_with_by_itself():
+    assert LostContactError("x").exit_code == 1
+    assert LostContactError("x").exit_code not in set(ExitCode)
+
+
+class Walled(Source):
+    """A job server behind a proxy that lets no WebSocket through; the log grows at each look."""
+
+    def __init__(self, *logs: str) -> None:
+        super().__init__("", 1, 0, 0)
+        self.coming = list(logs)
+
+    async def tail(self, job_id: str) -> AsyncIterator[str]:
+        for never in ():
+            yield never
+        raise OSError("400 Bad Request")
+
+    def get(self, job_id: str) -> Job:
+        if self.coming:
+            self.text += self.coming.pop(0)
+        else:
+            self.breaks = 0
+        return super().get(job_id)
+
+
+def test_where_no_connection_brings_anything_the_log_is_asked_for():
+    lines, notes, job = follow(Walled("a\n", "b\nc", "c\n", ""))
+    assert (lines, job.has_ended) == (["a", "b", "cc"], True)
+    assert len(notes) == 1
+    assert "WebSockets do not get through to http://head:8265" in notes[0]
+    begun: list[str] = []
+    follower = Follower(cast(Any, Walled("a\n", "b\n", "c\n", "d")), "j", begun.append, print)
+    assert follower.until(lambda line: line == "b") is None
+    assert begun == ["a", "b"]
+
+
+def test_one_connection_that_brought_nothing_is_no_wall():
+    source = Walled("a\n")
+    assert follow(source)[1] == []
+
+
+def test_a_job_that_has_nothing_to_say_is_connected_to_ever_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(following, "SILENT_S", 0.02)
+    monkeypatch.setattr(following, "_LONGEST_SILENT_S", 0.08)
+    began: list[float] = []
+
+    class Quiet(Source):
+        async def tail(self, job_id: str) -> AsyncIterator[str]:
+            began.append(time.monotonic())
+            yield self.text
+            await asyncio.sleep(60)
+
+        def get(self, job_id: str) -> Job:
+            self.breaks = 6 - len(began)
+            return super().get(job_id)
+
+    assert follow(Quiet("a\n", 1, 0, 0))[0] == ["a"]
+    waits = [later - earlier for earlier, later in pairwise(began)]
+    # A timer may be early by its resolution.
+    least = (0.019, 0.019, 0.039, 0.079, 0.079)
+    assert all(wait >= each for wait, each in zip(waits, least, strict=True))
 
 
 def test_following_until_a_line_stops_there_and_can_go_on():

@@ -1,8 +1,11 @@
 """Where a run stands, from the journals that runs leave."""
 
+import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import pytest
 
 from service.config import Config, DataConfig
 from service.decisions import Decision, Verdict
-from service.orchestration.reading import read_standing
-from service.orchestration.runs import create_run, held, write_summary
+from service.errors import RunError
+from service.orchestration.driver import JOB_VARIABLE
+from service.orchestration.reading import find_standing, is_seen, is_there, read_standing
+from service.orchestration.runs import create_run, held, is_held, taken, write_summary
 from service.orchestration.standing import Life, Standing, State, standing
 from service.orchestration.sweep_journal import SweepJournal
 from service.settings import override
@@ -92,13 +97,38 @@ def test_an_end_says_whether_the_run_goes_on(
     found = told(trainer.folder, GONE, trainer.now, {"verdict": verdict, "steps": 6})
     assert (found.state, found.verdict, found.can_resume) == (state, verdict, can_resume)
     assert found.eta_s is None
-    # Resumed: a driver holds it, and its workers come up.
-    again = told(trainer.folder, RUNNING, trainer.now)
-    assert again.state is (State.STARTING if can_resume else State.ENDED)
-    submitted = Life(job="RUNNING", since=trainer.now)
+    # A driver that has just ended it still shows the end; one that goes on has workers coming up.
+    for driver in (Life(held=True), Life(held=True, job="RUNNING", job_id="night")):
+        assert told(trainer.folder, driver, trainer.now).state is state
+        again = replace(driver, attempts=1)
+        assert told(trainer.folder, again, trainer.now).state is State.STARTING
+    submitted = Life(job="RUNNING", job_id="night.2", is_taken=False)
     assert told(trainer.folder, submitted, trainer.now).state is State.STARTING
-    lingering = Life(held=True, job="RUNNING", since=0.0)
-    assert told(trainer.folder, lingering, trainer.now).state is state
+
+
+@pytest.mark.parametrize("behind_s", [3600.0, -3600.0])
+def test_clocks_that_differ_by_an_hour_change_no_state_and_no_age_is_below_0(
+    trainer: Trainer, behind_s: float
+):
+    """The journal's times are of the worker's clock, `now` is of the reader's."""
+    trainer.begin(0)
+    trainer.train(1, 14)
+    life = Life(job="RUNNING", job_id="night")
+    found = told(trainer.folder, life, trainer.now + behind_s)
+    assert (found.state, found.step) == (State.TRAINING, 14)
+    assert found.eta_s is not None
+    assert (found.checkpoint_age_s or 0) >= 0
+    assert (found.silent_s or 0) >= 0
+
+
+def test_what_was_decided_beyond_where_a_resumed_attempt_begins_counts_no_more(trainer: Trainer):
+    trainer.begin(0)
+    trainer.train(1, 20)
+    assert told(trainer.folder, RUNNING, trainer.now).newest == "[verdict] step=18 GO"
+    trainer.begin(6)
+    found = told(trainer.folder, RUNNING, trainer.now)
+    assert (found.step, found.checkpoint_step, found.verdict) == (6, 6, "WAIT")
+    assert (found.epoch, found.sdm_weight, found.newest) == (1, 0.1, "")
 
 
 def test_a_driver_that_died_leaves_a_lost_run_and_an_error_a_failed_one(trainer: Trainer):
@@ -194,6 +224,92 @@ def test_a_folder_is_read_with_its_lock_and_its_places(config: Config):
     local = create_run(config, "two")
     Trainer(local.path).begin(6)
     assert read_standing(local.path).checkpoint_at == f"{local.path}/checkpoint_00000006"
+
+
+def test_a_driver_that_has_taken_the_run_is_told_from_the_one_before(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    run = create_run(config, "one")
+    trainer = Trainer(run.path)
+    newest = Life(job="RUNNING", job_id="one.2")
+
+    def state(life: Life | None = None) -> State:
+        return read_standing(run.path, life).state
+
+    def submitted(job: str) -> None:
+        told_by_ray = {"runtime_env": {}, "metadata": {"job_submission_id": job}}
+        monkeypatch.setenv(JOB_VARIABLE, json.dumps(told_by_ray))
+
+    submitted("one")
+    with taken(run, new=False):
+        trainer.begin(0)
+        trainer.train(1, 6)
+        assert state(Life(job="RUNNING", job_id="one")) is State.TRAINING
+    # The first driver was killed; the second is yet to take the run, then its workers come up.
+    assert (state(), state(newest)) == (State.LOST, State.STARTING)
+    submitted("one.2")
+    with taken(run, new=False):
+        assert (state(), state(newest)) == (State.STARTING, State.STARTING)
+        trainer.begin(6)
+        assert (state(), state(newest)) == (State.TRAINING, State.TRAINING)
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes files of this name such as another user may not open, or look for."""
+
+    def close(name: str) -> None:
+        opened, looked = Path.open, Path.stat
+
+        def refuse(call: Any) -> Any:
+            def called(self: Path, *args: Any, **words: Any) -> Any:
+                if self.name == name:
+                    raise PermissionError(13, "Permission denied", str(self))
+                return call(self, *args, **words)
+
+            return called
+
+        monkeypatch.setattr(Path, "open", refuse(opened))
+        monkeypatch.setattr(Path, "stat", refuse(looked))
+
+    return close
+
+
+def test_a_folder_that_may_not_be_searched_is_not_seen_and_no_traceback(
+    config: Config, closed: Callable[[str], None]
+):
+    run = create_run(config, "one")
+    closed("config.yaml")
+    assert not is_seen(run.path)
+    assert find_standing(run.path, Life()) is None
+    for look in (read_standing, is_there):
+        with pytest.raises(RunError, match=r"cannot be read: .*Permission denied"):
+            look(run.path)
+
+
+def test_a_lock_that_may_not_be_looked_at_is_neither_held_nor_free(
+    config: Config, closed: Callable[[str], None]
+):
+    run = create_run(config, "one")
+    Trainer(run.path).begin(0)
+    with held(run):
+        assert is_held(run.path) is True
+    assert is_held(run.path) is False
+    closed(".lock")
+    assert is_held(run.path) is None
+    with pytest.raises(RunError, match=r"cannot be told: the lock .* --address URL asks its clus"):
+        read_standing(run.path)
+    assert read_standing(run.path, Life(job="RUNNING", job_id="one")).state is State.TRAINING
+    assert read_standing(run.path, Life(job="FAILED", job_id="one")).state is State.LOST
+
+
+def test_looking_keeps_no_driver_out_and_changes_nothing(config: Config):
+    run = create_run(config, "one")
+    with taken(run, new=False):
+        pass
+    before = {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()}
+    read_standing(run.path)
+    assert {path.name: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
 
 
 def test_a_sweep_counts_its_trials(config: Config):

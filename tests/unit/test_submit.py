@@ -13,10 +13,10 @@ from threading import Thread
 from typing import Any, cast
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 from ray._private.runtime_env.packaging import get_uri_for_directory
-from ray.job_submission import JobDetails, JobStatus
 
 from service import cli
 from service.config import Config, DataConfig
@@ -29,7 +29,7 @@ from service.errors import (
     RunError,
 )
 from service.orchestration import cluster_jobs, packing
-from service.orchestration.cluster_jobs import ClusterJobs, TakenError, as_job, find_token
+from service.orchestration.cluster_jobs import ClusterJobs, find_token
 from service.orchestration.job import Job, job_name
 from service.orchestration.orders import (
     Order,
@@ -47,6 +47,8 @@ from service.orchestration.runs import check_run_id, create_run
 from service.orchestration.submit import Submitted, send
 from service.orchestration.versions import VARIABLE, misfit, versions, wanted
 from service.settings import load_text, override
+from service.training.store import FolderStore, UrlStore
+from tests.jobserver import JobServer
 
 REPO = Path(__file__).parents[2]
 
@@ -130,14 +132,33 @@ def test_an_ingest_has_a_name_and_absolute_folders(tmp_path: Path, monkeypatch: 
         order_ingest("raw", "rec", "384")
 
 
-def test_a_run_lies_where_its_newest_job_says_else_below_the_storage():
+def test_a_run_lies_where_the_last_job_says_that_trained_it_else_below_the_storage():
     jobs = [Job(f"a.{n}", "a", "train", "FAILED", folder) for n, folder in enumerate(["/x/a", ""])]
     jobs.append(Job("b", "b", "train", "FAILED", "/y/b"))
+    mistyped = Job("a.2", "a", "train", "FAILED", "/typo/a", 2, "x:\nrefused: RunError: no run")
+    jobs += [mistyped, Job("a.evaluate", "a", "evaluate", "SUCCEEDED", "/copy/a")]
     assert find_folder(jobs, "a", "/s") == "/x/a"
     assert find_folder(jobs, "c", "/s") == "/s/c"
     assert find_folder(jobs, "/z/a", "/s") == "/z/a"
-    with pytest.raises(RunError):
-        find_folder(jobs, "a b", "/s")
+    for known in (jobs, []):
+        with pytest.raises(RunError, match="must be 1 to 64 letters"):
+            find_folder(known, "a b", "/s")
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        lambda file: order_new("train", file, ["run.checkpoints=sftp://me:hush@h/x"], None),
+        lambda file: order_new("train", file, ["data.records=s3://key:hush@b/rec"], None),
+        lambda file: order_resume("train", "one", file, ["data.records=s3://key:hush@b/rec"]),
+        lambda file: order_known("train", "/r/one", ["run.checkpoints=sftp://me:hush@h/x"]),
+        lambda file: order_ingest("/raw", "s3://key:hush@b/rec", "384x128"),
+    ],
+)
+def test_a_password_does_not_travel(file: str, ordered: Any):
+    with pytest.raises(ConfigError, match=r"=\w+://<login>@\S+ has a password") as told:
+        ordered(file)
+    assert "hush" not in str(told.value)
 
 
 @given(attempts=st.lists(st.sampled_from(["train", "tune", "evaluate"]), max_size=12))
@@ -172,20 +193,16 @@ def test_the_address_is_given_or_that_of_a_dashboard_in_rays_variables(
 
 def test_the_package_is_the_code_and_its_data_and_the_config_and_nothing_else():
     with packed("a: 1\n") as package:
-        found = {
-            str(path.relative_to(package.folder))
-            for path in package.folder.rglob("*")
-            if path.is_file()
-        }
-        assert (package.folder / "config.yaml").read_text() == "a: 1\n"
-        assert package.bytes < 5_000_000
+        found = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+        assert (package / "config.yaml").read_text() == "a: 1\n"
+        assert sum((package / name).stat().st_size for name in found) < 5_000_000
     known = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "service", "jobs"],
         cwd=REPO, capture_output=True, text=True, check=True,
     )  # fmt: skip
     there = {name for name in known.stdout.split() if (REPO / name).exists()}
     assert found == there | {"config.yaml"}
-    assert not package.folder.exists()
+    assert not package.exists()
 
 
 def checkout(folder: Path) -> Path:
@@ -202,10 +219,10 @@ def test_the_same_code_and_config_have_one_address_in_rays_store(tmp_path: Path)
 
     def uri(config: str | None) -> str:
         with packed(config, root) as package:
-            return get_uri_for_directory(str(package.folder), include_gitignore=True)
+            return get_uri_for_directory(str(package), include_gitignore=True)
 
     with packed(None, root) as package:
-        found = {str(p.relative_to(package.folder)) for p in package.folder.rglob("*.*")}
+        found = {str(p.relative_to(package)) for p in package.rglob("*.*")}
     assert found == {"service/__init__.py", "jobs/__init__.py"}
     first = uri("a: 1")
     os.utime(root / "service" / "__init__.py", (1, 1))
@@ -234,6 +251,22 @@ def test_a_file_that_cannot_be_packed_is_an_error_in_words(tmp_path: Path):
     root = checkout(tmp_path)
     (root / "service" / "gone.py").symlink_to(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"cannot pack the code in .*gone\.py"), packed(None, root):
+        pass
+
+
+def test_no_room_for_the_package_is_an_error_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(packing.tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(RunError, match=r"No such file.*TMPDIR names, and needs room"), packed():
+        pass
+
+
+def test_a_folder_that_is_a_link_is_not_left_behind_without_a_word(tmp_path: Path):
+    root = checkout(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (root / "service" / "mine").symlink_to(tmp_path / "mine")
+    with pytest.raises(RunError, match=r"service/mine is a link to a folder"), packed(None, root):
         pass
 
 
@@ -274,7 +307,7 @@ def test_a_job_on_other_versions_ends_before_it_imports_what_they_may_break(tmp_
 def test_equal_versions_and_another_build_of_torch_are_taken(tmp_path: Path):
     found = asked(tmp_path, {"torch": f"{versions()['torch']}+mine"})
     assert "expected one run" in found.stderr
-    assert "expected Ray" not in found.stderr
+    assert "the cluster's head has" not in found.stderr
     assert misfit({"Ray": versions()["Ray"]}, "x") == ""
     assert "Ray 2.9.0, expected" in misfit({"Ray": "2.9.0"}, "x")
 
@@ -297,23 +330,6 @@ def test_nothing_but_the_standard_library_is_loaded_to_compare_versions():
 
 
 # -- the cluster's side ----------------------------------------------------------------------------
-
-
-def details(**changed: Any) -> JobDetails:
-    values = {"type": "SUBMISSION", "submission_id": "j", "status": JobStatus.FAILED}
-    words = "python -m jobs.train c.yaml --run-id night-1"
-    return JobDetails(**{**values, "entrypoint": words, **changed})
-
-
-def test_a_job_of_rays_own_command_is_known_by_its_words():
-    found = as_job(details())
-    assert found is not None
-    assert (found.job_id, found.run, found.kind, found.folder) == ("j", "night-1", "train", "")
-    assert as_job(details(entrypoint="python -m other")) is None
-    told = {"crossreid_run": "r", "crossreid_kind": "tune", "crossreid_folder": "/f/r"}
-    found = as_job(details(metadata=told))
-    assert found is not None
-    assert (found.run, found.kind, found.folder) == ("r", "tune", "/f/r")
 
 
 @pytest.mark.parametrize(
@@ -383,6 +399,47 @@ def test_a_token_file_that_is_named_and_missing_is_told(monkeypatch: pytest.Monk
         find_token()
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://head:8265", True),
+        ("http://10.0.0.1:8265", True),
+        ("https://head:8265", False),
+        ("http://127.0.0.1:8265", False),
+        ("http://[::1]:8265", False),
+        ("http://localhost:8265", False),
+    ],
+)
+def test_a_token_is_told_on_the_way_to_another_machine_without_encryption(
+    address: str, told: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ClusterJobs, "_connect", lambda self: setattr(self, "_has_token", True))
+    assert ClusterJobs(address).tells_token is told
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device; Ray packs .* TMPDIR"),
+        (ValueError("the package is too large"), "does not send the job one: the package is too"),
+        (KeyError("ray_version"), "does not send the job one"),
+        (requests.ConnectionError("refused"), "nobody answers at http://head:8265"),
+        (RuntimeError("it broke"), "could not do it: it broke"),
+    ],
+)
+def test_what_keeps_a_job_from_being_sent_is_told_in_words(
+    error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Client:
+        def submit_job(self, **words: Any) -> None:
+            raise error
+
+    monkeypatch.setattr(ClusterJobs, "_connect", lambda self: Client())
+    jobs = ClusterJobs("http://head:8265")
+    with pytest.raises(ClusterError, match=message):
+        jobs.submit("one", ["jobs.train"], package=tmp_path, variables={}, metadata={})
+
+
 @pytest.fixture
 def silent() -> Iterator[str]:
     """A server that takes connections and never answers."""
@@ -433,9 +490,17 @@ def test_an_answer_that_refuses_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "address", ["http://user:hush@head:1", "http://head:1/?key=hush", "http:///"]
+    "address",
+    [
+        "http://user:hush@head:1",
+        "http://head:1/?key=hush",
+        "http:///",
+        "http://[::1",
+        "http://head:abc",
+        "http://head:99999",
+    ],
 )
-def test_an_address_is_no_place_for_secrets(address: str):
+def test_an_address_is_a_host_and_a_port_and_no_place_for_secrets(address: str):
     with pytest.raises(ConfigError, match="no more than http://HOST:PORT") as told:
         check_address(address)
     assert "hush" not in str(told.value)
@@ -457,31 +522,53 @@ def placed(**places: str) -> Config:
     return override(Config(data=DataConfig(records="s3://b/r")), words)
 
 
+def checked(config: Config) -> list[str]:
+    said: list[str] = []
+    preflight(config, config.run.storage, said.append)
+    return said
+
+
 def test_a_preflight_leaves_nothing_behind(tmp_path: Path):
-    preflight(placed(storage=f"{tmp_path}/a/runs", checkpoints=f"{tmp_path}/b"))
+    checked(placed(storage=f"{tmp_path}/a/runs", checkpoints=f"{tmp_path}/b"))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "runs" / "one").mkdir(parents=True)
-    preflight(placed(storage=f"{tmp_path}/runs", checkpoints="memory://probe/c"))
+    checked(placed(storage=f"{tmp_path}/runs", checkpoints="memory://probe/c"))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
 
 
 def test_a_store_that_cannot_be_written_is_named_and_left_as_it_was(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"run\.storage=.*/file/runs cannot be written on the head"):
-        preflight(placed(storage=f"{tmp_path}/file/runs"))
+        checked(placed(storage=f"{tmp_path}/file/runs"))
     with pytest.raises(CheckpointError, match=r"run\.checkpoints=nosuch://b/c cannot be written"):
-        preflight(placed(storage=f"{tmp_path}/runs", checkpoints="nosuch://b/c"))
+        checked(placed(storage=f"{tmp_path}/runs", checkpoints="nosuch://b/c"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_store_that_loses_what_it_takes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from service.training.store import FolderStore
-
     monkeypatch.setattr(FolderStore, "read", lambda *_: b"other")
     with pytest.raises(RunError, match="loses what is written to it"):
-        preflight(placed(storage=f"{tmp_path}/runs"))
+        checked(placed(storage=f"{tmp_path}/runs"))
+
+
+def test_a_store_that_lets_nothing_be_deleted_is_told_of_and_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def kept(*_: Any) -> None:
+        raise CheckpointError("AccessDenied: delete")
+
+    monkeypatch.setattr(UrlStore, "delete", kept)
+    said = checked(placed(storage=f"{tmp_path}/runs", checkpoints="memory://probe/d"))
+    assert len(said) == 1
+    assert "run.checkpoints lets nothing be deleted: AccessDenied" in said[0]
+
+
+def test_the_folder_is_probed_in_which_the_run_goes_on(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/runs cannot be written"):
+        preflight(placed(storage=f"{tmp_path}/runs"), f"{tmp_path}/file/runs", print)
 
 
 @pytest.mark.parametrize("place", ["storage", "checkpoints"])
@@ -493,37 +580,16 @@ def test_a_folder_in_the_jobs_own_package_is_refused(
     monkeypatch.chdir(package / "deep")
     elsewhere = {"storage": f"{tmp_path}/runs"}
     with pytest.raises(ConfigError, match=rf"run\.{place}=mine lies in the job's own package"):
-        preflight(placed(**{**elsewhere, place: "mine"}))
-    preflight(placed(**elsewhere))
+        checked(placed(**{**elsewhere, place: "mine"}))
+    checked(placed(**elsewhere))
     assert list((package / "deep").iterdir()) == []
 
 
 # -- sending ---------------------------------------------------------------------------------------
 
 
-class Server:
-    """A job server that keeps what it is sent. remembered: names it refuses, though it lists no
-    such job: those of deleted ones."""
-
-    address = "http://head:8265"
-
-    def __init__(self, jobs: list[Job], ray: str = "", remembered: tuple[str, ...] = ()) -> None:
-        self.jobs, self.remembered = jobs, remembered
-        self.ray_version = ray or versions()["Ray"]
-        self.sent: list[dict[str, Any]] = []
-
-    def all(self) -> list[Job]:
-        return self.jobs
-
-    def submit(self, job_id: str, words: Any, *, package: Path, **told: Any) -> None:
-        if job_id in self.remembered:
-            raise TakenError(job_id)
-        config = (package / "config.yaml").read_text()
-        self.sent.append({"job_id": job_id, "words": words, "config": config, **told})
-
-
 def sent(
-    server: Server, order: Order, *, any_versions: bool = False
+    server: JobServer, order: Order, *, any_versions: bool = False
 ) -> tuple[Submitted, list[str]]:
     said: list[str] = []
     found = send(cast(Any, server), order, any_versions=any_versions, say=said.append)
@@ -532,24 +598,23 @@ def sent(
 
 def test_a_job_gets_its_config_its_name_and_time_to_stop(file: str):
     order = order_new("train", file, ["telemetry.linger_s=70"], "one")
-    server = Server([Job("two", "two", "train", "RUNNING")])
+    server = JobServer(Job("two", "two", "train", "RUNNING"))
     found, said = sent(server, order)
     assert (found.run, found.job_id, said) == ("one", "one", [])
     (job,) = server.sent
     assert load_text(job["config"]) == order.config
     assert job["words"] == order.words
-    assert job["metadata"] == {
-        "crossreid_run": "one",
-        "crossreid_kind": "train",
-        "crossreid_folder": order.folder,
-    }
+    told = {name.removeprefix("crossreid_"): value for name, value in job["metadata"].items()}
+    assert told.pop("sending")
+    assert told == {"run": "one", "kind": "train", "folder": order.folder}
     assert job["variables"]["RAY_JOB_STOP_WAIT_TIME_S"] == "970"
     assert json.loads(job["variables"][VARIABLE])["image"].endswith("-cpu")
 
 
 def test_another_ray_is_refused_or_told_of(file: str):
     order = order_new("train", file, ["cluster.gpus_per_worker=1"], "one")
-    server = Server([], ray="2.9.0")
+    server = JobServer()
+    server.ray_version = "2.9.0"
     with pytest.raises(ClusterError, match=r"Ray 2\.9\.0, expected .*-cuda .* --any-versions"):
         sent(server, order)
     assert server.sent == []
@@ -561,19 +626,69 @@ def test_another_ray_is_refused_or_told_of(file: str):
 def test_one_job_at_a_time_trains_a_run_and_a_new_one_has_had_none(file: str):
     new = order_new("train", file, [], "one")
     again = order_resume("train", "one", file, [])
-    running = Server([Job("one", "one", "train", "SUCCEEDED"), Job("x", "one", "train", "PENDING")])
+    jobs = Job("one", "one", "train", "SUCCEEDED"), Job("x", "one", "train", "PENDING")
+    running = JobServer(*jobs)
     for order in (new, again):
         with pytest.raises(RunError, match=r"being trained already, by job x \(PENDING\)"):
             sent(running, order)
-    ended = Server([Job("one", "one", "tune", "STOPPED")])
+    ended = JobServer(Job("one", "one", "tune", "STOPPED"))
     with pytest.raises(RunError, match=r"was there before, as job one \(STOPPED\)"):
         sent(ended, new)
     assert sent(ended, again)[0].job_id == "one.2"
-    only_looked_at = Server([Job("one.evaluate", "one", "evaluate", "RUNNING")])
+    only_looked_at = JobServer(Job("one.evaluate", "one", "evaluate", "RUNNING"))
     assert sent(only_looked_at, new)[0].job_id == "one"
 
 
 def test_a_name_that_ray_remembers_is_passed_over(file: str):
     again = order_resume("train", "one", file, [])
-    found, _ = sent(Server([], remembered=("one", "one.2")), again)
+    found, _ = sent(JobServer(remembered=("one", "one.2")), again)
     assert found.job_id == "one.3"
+
+
+@pytest.mark.parametrize("has_come", [True, False])
+def test_a_job_whose_answer_was_lost_is_asked_for(file: str, has_come: bool):
+    server = JobServer(lost=(ClusterError("nobody answers"), has_come))
+    order = order_new("train", file, [], "one")
+    if has_come:
+        assert sent(server, order)[0].job_id == "one"
+        return
+    with pytest.raises(ClusterError, match="nobody answers"):
+        sent(server, order)
+
+
+def test_a_job_of_that_name_that_somebody_else_sent_is_not_ours(
+    file: str, monkeypatch: pytest.MonkeyPatch
+):
+    theirs = Job("one", "one", "train", "RUNNING", sending="theirs")
+    server = JobServer(lost=(ClusterError("nobody answers"), False))
+    monkeypatch.setattr(server, "get", lambda name: theirs)
+    with pytest.raises(ClusterError, match="nobody answers"):
+        sent(server, order_new("train", file, [], "one"))
+
+
+@pytest.mark.parametrize("has_come", [True, False])
+def test_a_job_that_began_as_its_sender_was_interrupted_is_told_of(file: str, has_come: bool):
+    server = JobServer(lost=(KeyboardInterrupt(), has_come))
+    said: list[str] = []
+    order = order_new("train", file, [], "one")
+    with pytest.raises(KeyboardInterrupt):
+        send(cast(Any, server), order, any_versions=False, say=said.append)
+    told = ["the job one has begun all the same; end it with crossreid stop one"]
+    assert said == (told if has_come else [])
+
+
+def test_a_cluster_that_takes_no_name_says_which_were_tried(file: str):
+    server = JobServer(remembered=("one", *(f"one.{number}" for number in range(2, 9))))
+    server.jobs["theirs"] = Job("theirs", "theirs", "train", "RUNNING")
+    with pytest.raises(ClusterError, match=r"one, one\.2, .*belong to jobs") as told:
+        sent(server, order_new("train", file, [], "one"))
+    assert "theirs" not in str(told.value)
+
+
+def test_a_run_that_a_job_had_begun_is_there_also_where_that_job_ended_with_an_error(file: str):
+    lost = Job("one", "one", "train", "FAILED", "/r/one", 2, "x:\nClusterError: workers were lost")
+    new = order_new("train", file, [], "one")
+    with pytest.raises(RunError, match="run one was there before, as job one"):
+        sent(JobServer(lost), new)
+    refused = Job("one", "one", "train", "FAILED", "/r/one", 2, "x:\nrefused: RunError: no")
+    assert sent(JobServer(refused), new)[0].job_id == "one.2"
