@@ -148,9 +148,7 @@ def _steps(found: Standing) -> str:
 
 
 def _progress(found: Standing) -> str:
-    if found.trials:
-        return f"{_steps(found)} have ended"
-    parts = [_steps(found)]
+    parts = [f"{_steps(found)} have ended" if found.trials else _steps(found)]
     if found.epoch is not None:
         parts.append(f"epoch {found.epoch}")
     if found.eta_s is not None:

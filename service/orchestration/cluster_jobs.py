@@ -15,7 +15,16 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from requests import RequestException
 
 from service.errors import ClusterError
-from service.orchestration.job import FOLDER, KIND, RAYS_STOP_S, RUN, SENDING, Job, first_line
+from service.orchestration.job import (
+    FOLDER,
+    KIND,
+    LINGER_S,
+    RUN,
+    SENDING,
+    STOP_S,
+    Job,
+    first_line,
+)
 from service.redaction import redacted, shown_url
 
 HEAD = {"node:__internal_head__": 0.001}
@@ -241,9 +250,9 @@ def _named(kind: str, words: str) -> str:
 
 
 def _stop_s(runtime_env: dict[str, Any] | None) -> float:
-    """The time to end that a job was sent with; else Ray's own, which its head may have longer."""
+    """The time to end that a job was sent with; else what its head may have been started with."""
     told = str(((runtime_env or {}).get("env_vars") or {}).get(STOP_VARIABLE, ""))
-    return float(told) if told.isdecimal() else RAYS_STOP_S
+    return float(told) if told.isdecimal() else STOP_S + LINGER_S
 
 
 def _refused(where: str, had_token: bool) -> str:

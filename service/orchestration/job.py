@@ -21,8 +21,10 @@ ACCEPTED = "accepted: "
 WRITES = ("train", "tune")
 """Kinds of jobs that change a run; only one of them at a time."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-RAYS_STOP_S = 3.0
-"""Seconds that a job has to end when it is asked to, where nobody said otherwise."""
+STOP_S = 900.0
+"""Seconds that a driver has to write its checkpoint and leave the cluster, before it is killed."""
+LINGER_S = 60.0
+"""Seconds beyond that in which Prometheus sees the end, where nobody says otherwise."""
 _REFUSAL = re.compile(rf"^(\d\d:\d\d:\d\d )?{REFUSED}", re.MULTILINE)
 
 
@@ -34,8 +36,8 @@ class Job:
     SUCCEEDED, FAILED or STOPPED. folder: of the run on the cluster, empty where nobody said.
     driver_exit: its process's exit code, negative for a signal, None while it runs or when Ray does
     not know it. message: Ray's, with the last ten lines of the log of a failed job. began, ended:
-    Unix seconds of the head's clock. stop_s: seconds that it has to end when it is asked to.
-    sending: the word of who sent it.
+    Unix seconds of the head's clock. stop_s: seconds that it has to end when it is asked to, as
+    far as is known. sending: the word of who sent it.
     """
 
     job_id: str
@@ -47,7 +49,7 @@ class Job:
     message: str = ""
     began: float = 0.0
     ended: float | None = None
-    stop_s: float = RAYS_STOP_S
+    stop_s: float = STOP_S + LINGER_S
     sending: str = ""
 
     @property

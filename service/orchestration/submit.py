@@ -10,16 +10,24 @@ from service import __version__
 from service.config import Config
 from service.errors import ClusterError, RunError
 from service.orchestration.cluster_jobs import STOP_VARIABLE, ClusterJobs, TakenError
-from service.orchestration.job import FOLDER, KIND, RUN, SENDING, WRITES, Job, job_name, jobs_of
+from service.orchestration.job import (
+    FOLDER,
+    KIND,
+    LINGER_S,
+    RUN,
+    SENDING,
+    STOP_S,
+    WRITES,
+    Job,
+    job_name,
+    jobs_of,
+)
 from service.orchestration.orders import Order
 from service.orchestration.packing import packed
 from service.orchestration.versions import misfit, wanted
 
 Say = Callable[[str], None]
 
-_STOP_S = 900.0
-"""Seconds that a driver has to write its checkpoint and leave the cluster, before it is killed."""
-_LINGER_S = 60.0
 _NAMES_TRIED = 5
 
 
@@ -109,8 +117,8 @@ def _variables(config: Config | None) -> dict[str, str]:
     What Ray's own processes read, the driver says itself when it joins the cluster; Ray refuses a
     variable that both name, even with one value.
     """
-    linger_s = config.telemetry.linger_s if config else _LINGER_S
-    return {STOP_VARIABLE: str(math.ceil(_STOP_S + linger_s))}
+    linger_s = config.telemetry.linger_s if config else LINGER_S
+    return {STOP_VARIABLE: str(math.ceil(STOP_S + linger_s))}
 
 
 def _refuse_taken(order: Order, known: list[Job]) -> None:

@@ -1,6 +1,7 @@
 """Where a sweep stands, and each of its trials, as the sweep's journal tells: pure."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,27 +25,51 @@ def sweep_standing(
     total: its trials. now: Unix seconds. summary: its `summary.json`, if there is one.
     """
     trials: dict[str, Standing] = {}
-    newest, last = "", None
+    newest, first, last = "", None, None
     for line in lines:
         last = line.get("time", last)
         if "trial" not in line:
             continue
+        first = last if first is None else first
         before = trials.get(line["trial"]) or Standing(line["trial"], _open(life, State.STARTING))
         trials[line["trial"]] = found = _after(before, line, life)
         if found.newest != before.newest:
             newest = f"{found.run}: {found.newest}"
-    verdict = (summary or {}).get("verdict", "")
+    verdict = "" if life.is_alive else (summary or {}).get("verdict", "")
+    took_s = None if first is None or last is None else last - first
     return Standing(
         run=run,
         state=_state(verdict, bool(trials), life),
-        verdict="" if life.is_alive else verdict,
+        verdict=verdict,
+        cause=_cause(trials.values()) if verdict else "",
+        words=_verdicts(trials.values()) if verdict else "",
         step=sum(not trial.is_going for trial in trials.values()),
         total=total,
-        silent_s=None if last is None else now - last,
+        eta_s=_left(trials.values(), total, took_s) if life.is_alive else None,
+        silent_s=None if last is None else max(now - last, 0.0),
         newest=newest,
         summary=dict(summary or {}),
         trials=tuple(trials.values()),
     )
+
+
+def _left(trials: Collection[Standing], total: int, took_s: float | None) -> float | None:
+    """Seconds that the sweep still takes at its pace so far; None before its first decision."""
+    shares = [1.0 if not t.is_going else t.step / t.total if t.total else 0.0 for t in trials]
+    done = sum(shares) / total if total else 0.0
+    return took_s * max(1 - done, 0.0) / done if done and took_s else None
+
+
+def _cause(trials: Collection[Standing]) -> str:
+    """The cause that all trials have in common, if they have one."""
+    causes = {trial.cause for trial in trials}
+    return causes.pop() if len(causes) == 1 else ""
+
+
+def _verdicts(trials: Collection[Standing]) -> str:
+    """How many trials ended how, the most frequent first."""
+    counts = Counter(trial.verdict or str(trial.state) for trial in trials)
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
 
 
 def _after(trial: Standing, line: Line, life: Life) -> Standing:

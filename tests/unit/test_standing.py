@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from service.causes import Cause
 from service.config import Config, DataConfig
 from service.decisions import Decision, Verdict
 from service.errors import RunError
@@ -333,10 +334,33 @@ def test_a_sweep_counts_its_trials(config: Config):
         ("c", State.TRAINING, "WAIT", 40, 90),
     ]
     assert found.newest == "a: [verdict] step=40 GO"
+    # From 1 to 2 s, and done is one trial of three, with 40 of 90 steps of each other.
+    done = (1 + 2 * 40 / 90) / 3
+    assert found.eta_s == pytest.approx((1 - done) / done)
+    assert (found.verdict, found.words) == ("", "")
     left = read_standing(run.path)
     assert (left.state, left.trials[0].state) == (State.LOST, State.STOPPED)
     write_summary(run.path, {"verdict": "STOPPED"})
-    assert read_standing(run.path).state is State.STOPPED
+    ended = read_standing(run.path)
+    assert (ended.state, ended.words, ended.eta_s) == (
+        State.STOPPED,
+        "1 GO, 1 NO_GO, 1 WAIT",
+        None,
+    )
+
+
+def test_a_sweep_has_the_cause_that_its_trials_have_in_common(config: Config):
+    space = "tune.space={optim.head_lr: {grid: [1e-2, 1e-3]}}"
+    run = create_run(override(config, [space]), "sweep")
+    journal = SweepJournal(run.path / "decisions.jsonl")
+    for trial in ("a", "b"):
+        told_of = Decision(40, Verdict.NO_GO, Cause.HEAD_LR_TOO_SMALL).to_dict()
+        line: Event = {"event": "decision", "time": 1.0, "trial": trial, "step": 40, "total": 90}
+        journal.append({**line, "decision": told_of})
+        journal.append({"event": "end", "trial": trial, "outcome": {"verdict": "NO_GO"}})
+    write_summary(run.path, {"verdict": "NO_GO"})
+    found = read_standing(run.path)
+    assert (found.cause, found.words) == (str(Cause.HEAD_LR_TOO_SMALL), "2 NO_GO")
 
 
 def test_looking_loads_neither_torch_nor_ray():

@@ -30,7 +30,7 @@ from service.errors import (
 )
 from service.orchestration import cluster_jobs, packing
 from service.orchestration.cluster_jobs import ClusterJobs, find_token
-from service.orchestration.job import Job, job_name
+from service.orchestration.job import LINGER_S, STOP_S, Job, job_name
 from service.orchestration.orders import (
     Order,
     check_address,
@@ -692,3 +692,10 @@ def test_a_run_that_a_job_had_begun_is_there_also_where_that_job_ended_with_an_e
         sent(JobServer(lost), new)
     refused = Job("one", "one", "train", "FAILED", "/r/one", 2, "x:\nrefused: RunError: no")
     assert sent(JobServer(refused), new)[0].job_id == "one.2"
+
+
+def test_everybody_leaves_a_stopped_job_the_same_time_for_its_checkpoint():
+    seconds = f"{STOP_S + LINGER_S:g}"
+    image = (REPO / "docker" / "Dockerfile").read_text()
+    assert f"RAY_JOB_STOP_WAIT_TIME_S={seconds}" in image
+    assert f'"RAY_JOB_STOP_WAIT_TIME_S": "{seconds}"' in (REPO / "README.md").read_text()
