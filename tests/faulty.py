@@ -97,8 +97,12 @@ class FaultyFileSystem(MemoryFileSystem):
         super()._rm(self._strip_protocol(path))
 
     def rm(self, path: str, recursive: bool = False, maxdepth: Any = None) -> None:
-        for found in self.find(path):
-            self.rm_file(found)
+        """As s3fs does, which refuses a path below which there is nothing."""
+        found = self.find(path)
+        if not found:
+            raise FileNotFoundError(path)
+        for file in found:
+            self.rm_file(file)
 
     def _reach(self, path: str) -> None:
         if self.faults.down:

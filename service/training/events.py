@@ -1,6 +1,10 @@
-"""What the loop writes into the journal, as plain values."""
+"""What the loop writes into the journal, and reports, as plain values."""
+
+from dataclasses import asdict
+from typing import Any
 
 from service.config import Config
+from service.data.audit import audit as look
 from service.data.layout import Batch
 from service.decisions import Decision, PolicyState
 from service.errors import CrossReidError
@@ -34,6 +38,25 @@ def start(config: Config, parts: Parts, progress: Progress, world_size: int) -> 
 def decision(found: Decision, policy: PolicyState) -> Event:
     """A decision, with what the policy holds later reports against."""
     return {"event": "decision", **found.to_dict(), **policy.since_go}
+
+
+def report(found: HealthReport, decision: Decision | None, progress: Progress) -> dict[str, Any]:
+    """What `Ports.report` gets."""
+    return {
+        "step": found.step,
+        "epoch": found.epoch,
+        "health": found.to_dict(),
+        "decision": decision.to_dict() if decision else None,
+        "directive": progress.directive,
+        "finished": progress.policy.verdict.ends or found.is_last,
+    }
+
+
+def audit(parts: Parts, step: int) -> Event:
+    """A look at the batches after `step`: does the sampler really pair?"""
+    epoch, first = parts.schedule.epoch(step + 1), parts.schedule.step_in_epoch(step + 1) - 1
+    found = look(parts.plan, parts.records.modality, epoch, first)
+    return {"event": "audit", "step": step, **asdict(found)}
 
 
 def error(found: CrossReidError) -> Event:
@@ -115,8 +138,13 @@ def checkpoint_stays(step: int, message: str) -> Event:
 
 
 def checkpoint_slow(step: int, seconds: float) -> Event:
-    """The run waits for its last checkpoint, which has been on its way for some time."""
+    """The run waits for a checkpoint, its last one, which has been on its way for some time."""
     return {"event": "checkpoint_slow", "step": step, "seconds": round(seconds, 1)}
+
+
+def checkpoint_unread(seconds: float, message: str) -> Event:
+    """The checkpoints cannot be read to go on from one; tried again after some seconds."""
+    return {"event": "checkpoint_unread", "seconds": seconds, "message": message}
 
 
 def checkpoint_damaged(folder: str, message: str) -> Event:

@@ -5,7 +5,6 @@ lacks one is an unfinished write, which `sweep` takes away. Nothing is remembere
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Protocol
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from service.errors import CheckpointError
+from service.errors import CheckpointError, StoreError
 from service.redaction import shown_url
 from service.stores import open_store, reaching
 
@@ -30,7 +29,7 @@ _BLOCK = 16 << 20
 
 
 class Store(Protocol):
-    """The checkpoints of one run. Every method may raise a CheckpointError that says what the store
+    """The checkpoints of one run. Every method may raise a StoreError that says what the store
     refused; only `read` tells what is missing from what cannot be had."""
 
     def place(self, step: int) -> str:
@@ -38,7 +37,8 @@ class Store(Protocol):
         ...
 
     def put(self, step: int, state: bytes, manifest: bytes) -> None:
-        """Writes a checkpoint, its manifest last; what was there under this step goes."""
+        """Writes a checkpoint and reads it back, its manifest last; what was there under this step
+        goes."""
         ...
 
     def steps(self) -> list[int]:
@@ -86,62 +86,71 @@ class FolderStore:
         self.folder = folder
 
     def place(self, step: int) -> str:
-        return str(self._folder / folder_name(step))
+        return str(self.folder / folder_name(step))
 
     def put(self, step: int, state: bytes, manifest: bytes) -> None:
-        target = self._folder / folder_name(step)
+        target = self.folder / folder_name(step)
         beside = self._beside(step)
         with self._writing(step):
             try:
                 beside.mkdir(parents=True)
                 _write(beside / STATE_FILE, state)
                 _write(beside / MANIFEST_FILE, manifest)
+                _sync(beside)
                 if target.is_dir():
                     self.delete(step)
                 beside.rename(target)
-                _sync(self._folder)
-            except OSError:
+                _sync(self.folder)
+            except Exception:
                 shutil.rmtree(beside, ignore_errors=True)
                 raise
 
     def steps(self) -> list[int]:
         try:
-            found = list(self._folder.glob(f"checkpoint_*/{MANIFEST_FILE}"))
+            names = [path.name for path in self.folder.iterdir() if _FOLDER.fullmatch(path.name)]
+            return _steps_of(n for n in names if (self.folder / n / MANIFEST_FILE).is_file())
+        except FileNotFoundError:
+            return []
         except OSError as error:
-            raise CheckpointError(f"cannot look for checkpoints: {error}") from error
-        return _steps_of(path.parent.name for path in found)
+            raise StoreError(
+                f"cannot look for checkpoints in {self.folder}: {error}; check its rights and the "
+                "disk, then --resume"
+            ) from error
 
     def read(self, step: int, file: str) -> bytes | None:
-        path = self._folder / folder_name(step) / file
+        path = self.folder / folder_name(step) / file
         try:
             return path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise CheckpointError(
+            raise StoreError(
                 f"cannot read {path}: {error}; check its rights and the disk, then --resume"
             ) from error
 
     def delete(self, step: int) -> None:
         aside = self._beside(step)
         with self._writing(step):
-            (self._folder / folder_name(step)).rename(aside)
+            (self.folder / folder_name(step)).rename(aside)
             shutil.rmtree(aside)
 
     def sweep(self) -> None:
-        for left in self._folder.glob(_HIDDEN):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in self.folder.glob(_HIDDEN):
+            try:
+                shutil.rmtree(left)
+            except OSError as error:
+                raise StoreError(f"cannot remove {left}: {error}; check its rights") from error
 
     def _beside(self, step: int) -> Path:
         """A hidden name that no other writer, such as one of a lost attempt, uses."""
-        return self._folder / f".{folder_name(step)}.{uuid.uuid4().hex[:8]}"
+        return self.folder / f".{folder_name(step)}.{uuid.uuid4().hex[:8]}"
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise CheckpointError(
+            raise StoreError(
                 f"cannot write checkpoint {self.place(step)}: {error}; free space or check rights, "
                 "then resume the run; or copy its checkpoints elsewhere, name that place in "
                 "run.checkpoints, and resume"
@@ -150,7 +159,7 @@ class FolderStore:
 
 class UrlStore:
     """Checkpoints under an fsspec URL. Stores without a rename get the manifest last, after what
-    was uploaded has been read back: some take bytes, say so, and lose them.
+    was uploaded has been read back.
 
     root: the run's folder in `fs`. url: the same as a URL.
     """
@@ -164,7 +173,7 @@ class UrlStore:
         return f"{shown_url(self._url)}/{folder_name(step)}"
 
     def put(self, step: int, state: bytes, manifest: bytes) -> None:
-        with reaching(self._url, CheckpointError):
+        with reaching(self._url, StoreError):
             try:
                 self._remove(step, MANIFEST_FILE)
                 self._upload(step, STATE_FILE, state)
@@ -181,7 +190,7 @@ class UrlStore:
         return _steps_of(name for name, file in self._files() if file == MANIFEST_FILE)
 
     def read(self, step: int, file: str) -> bytes | None:
-        with reaching(self._url, CheckpointError):
+        with reaching(self._url, StoreError):
             self._fs.invalidate_cache()
             try:
                 return self._cat(self._path(step, file))
@@ -189,20 +198,20 @@ class UrlStore:
                 return None
 
     def delete(self, step: int) -> None:
-        with reaching(self._url, CheckpointError):
+        with reaching(self._url, StoreError):
             self._remove(step, MANIFEST_FILE)
-            self._fs.rm(f"{self._root}/{folder_name(step)}", recursive=True)
+            self._remove_folder(folder_name(step))
 
     def sweep(self) -> None:
         files = self._files()
         whole = {name for name, file in files if file == MANIFEST_FILE}
         for name in sorted({name for name, _ in files} - whole):
-            with reaching(self._url, CheckpointError):
-                self._fs.rm(f"{self._root}/{name}", recursive=True)
+            with reaching(self._url, StoreError):
+                self._remove_folder(name)
 
     def _files(self) -> list[tuple[str, str]]:
         """Every file of a checkpoint, as (its folder's name, its name)."""
-        with reaching(self._url, CheckpointError):
+        with reaching(self._url, StoreError):
             self._fs.invalidate_cache()
             try:
                 found = self._fs.find(self._root)
@@ -221,6 +230,12 @@ class UrlStore:
         if self._fs.exists(self._path(step, file)):
             self._fs.rm_file(self._path(step, file))
 
+    def _remove_folder(self, name: str) -> None:
+        """Takes away what is left of a checkpoint, which may be nothing."""
+        self._fs.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(f"{self._root}/{name}", recursive=True)
+
     def _upload(self, step: int, file: str, data: bytes) -> None:
         path = self._path(step, file)
         try:
@@ -230,13 +245,7 @@ class UrlStore:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(path, data)
         self._fs.invalidate_cache()
-        size, digest = self._size_and_sha256(path)
-        if size != len(data) or digest != hashlib.sha256(data).hexdigest():
-            raise CheckpointError(
-                f"{self.place(step)}/{file} was uploaded with {len(data)} bytes and read back with "
-                f"{size}, not the same: the store loses data; "
-                "copy the checkpoints to another, name it in run.checkpoints, and resume"
-            )
+        _require_same(data, self._blocks(path), f"{self.place(step)}/{file}")
 
     def _require_bucket(self) -> None:
         """Refuses a bucket, or top folder, that is not there: a wrong name must not make one."""
@@ -244,11 +253,10 @@ class UrlStore:
         if not self._fs.exists(bucket.replace("//", "/")):
             raise FileNotFoundError(f"there is no {bucket}")
 
-    def _size_and_sha256(self, path: str) -> tuple[int, str]:
-        size, digest = int(self._fs.info(path)["size"]), hashlib.sha256()
+    def _blocks(self, path: str) -> Iterator[bytes]:
+        size = int(self._fs.info(path)["size"])
         for start in range(0, size, _BLOCK):
-            digest.update(self._cat(path, start=start, end=min(start + _BLOCK, size)))
-        return size, digest.hexdigest()
+            yield self._cat(path, start=start, end=min(start + _BLOCK, size))
 
     def _cat(self, path: str, **part: int) -> bytes:
         found = self._fs.cat_file(path, **part)
@@ -263,10 +271,33 @@ def _steps_of(names: Iterable[str]) -> list[int]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    """Writes a file and reads it back, from the disk and not from this machine's memory."""
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with path.open("rb", buffering=0) as file:
+        _require_same(data, iter(lambda: file.read(_BLOCK), b""), str(path))
+
+
+def _require_same(data: bytes, found: Iterable[bytes], place: str) -> None:
+    """Whether the blocks `found` at `place` are what was written there: some stores take bytes, say
+    so, and lose them.
+
+    Raises:
+        StoreError: they are not.
+    """
+    size, is_same = 0, True
+    for block in found:
+        is_same = is_same and block == data[size : size + len(block)]
+        size += len(block)
+    if not is_same or size != len(data):
+        raise StoreError(
+            f"{place} was written with {len(data)} bytes and read back with {size}, not the same: "
+            "the store loses data; copy the checkpoints to another, name it in run.checkpoints, "
+            "and resume"
+        )
 
 
 def _sync(folder: Path) -> None:

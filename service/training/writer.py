@@ -5,6 +5,7 @@ slow store costs checkpoints and never steps.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from service.training.store import Store
 
 PAUSES_S = (1.0, 4.0)
 """Seconds before each further try; a checkpoint whose last try fails has failed."""
+TELL_S = 30.0
+"""Seconds after which a checkpoint that the run waits for is told of, and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class CheckpointWriter:
         self._failures = failures
         self._tell = tell
         self._changed = threading.Condition()
+        self._newest = 0
         self._waiting: _Taken | None = None
         self._is_writing = False
         self._is_closed = False
@@ -61,13 +65,13 @@ class CheckpointWriter:
         """Takes a copy now and returns; it is written in the background. score: CE over ln C."""
         taken = _Taken(snapshot(state), step, score)
         with self._changed:
-            replaced, self._waiting = self._waiting, taken
+            replaced, self._waiting, self._newest = self._waiting, taken, step
             self._changed.notify_all()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
             self._thread.start()
         if replaced is not None:
-            self._tell(events.checkpoint_skipped(replaced.step))
+            self._say(events.checkpoint_skipped(replaced.step))
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Waits until nothing is left to write; False when that takes longer."""
@@ -76,12 +80,26 @@ class CheckpointWriter:
                 lambda: self._waiting is None and not self._is_writing, timeout_s
             )
 
-    def close(self) -> None:
-        """Waits until nothing is left to write, and ends the thread; nothing may follow."""
+    def close(self, limit_s: float = math.inf) -> None:
+        """Waits until nothing is left to write, telling of it, and ends the thread; nothing may
+        follow.
+
+        What takes longer than `limit_s` seconds has failed. The store may hold its thread for ever,
+        which is left behind: it tells, tries and clears nothing any more.
+        """
+        began, waited_s = time.monotonic(), 0.0
+        while not self.wait(min(TELL_S, limit_s - waited_s)):
+            waited_s = time.monotonic() - began
+            if waited_s >= limit_s:
+                told = f"the store has held it up for {waited_s:.0f} s, so the run ends without it"
+                self._fail(self._newest, told)
+                break
+            self._say(events.checkpoint_slow(self._newest, waited_s))
         with self._changed:
-            self._is_closed = True
+            self._is_closed, self._waiting = True, None
             self._changed.notify_all()
-        if self._thread is not None:
+            is_held_up = self._is_writing
+        if self._thread is not None and not is_held_up:
             self._thread.join()
 
     def mark_damaged(self, step: int) -> None:
@@ -135,27 +153,32 @@ class CheckpointWriter:
                 )
                 break
             except CheckpointError as error:
-                if pause_s is None:
+                if pause_s is None or self._is_closed:
                     return self._fail(taken.step, str(error))
                 time.sleep(pause_s)
         self._failed, self._failure = 0, None
         self._damaged.discard(taken.step)
-        self._tell({"event": "checkpoint", "step": taken.step})
-        self._clear(taken.step)
+        self._say({"event": "checkpoint", "step": taken.step})
+        if not self._is_closed:
+            self._clear(taken.step)
 
     def _fail(self, step: int, message: str) -> None:
         self._failed, self._failure = self._failed + 1, CheckpointError(message)
-        self._tell(events.checkpoint_failed(step, message))
+        self._say(events.checkpoint_failed(step, message))
+
+    def _say(self, event: Event) -> None:
+        if not self._is_closed:
+            self._tell(event)
 
     def _clear(self, newest: int) -> None:
         """Deletes what is neither among the newest nor the best; what stays for now is told of."""
         try:
-            self._store.sweep()
             found = self._store.steps()
             steps = [step for step in found if step not in self._damaged]
             kept = {*steps[-self._keep :], best_of(self._store, steps)}
             for step in found:
                 if step not in kept:
                     self._store.delete(step)
+            self._store.sweep()
         except CheckpointError as error:
-            self._tell(events.checkpoint_stays(newest, str(error)))
+            self._say(events.checkpoint_stays(newest, str(error)))

@@ -1,5 +1,7 @@
 """Checkpoint stores: whole or not there, in a local folder as under any URL."""
 
+import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.errors import CheckpointError
+from service.errors import CheckpointError, StoreError
 from service.training.store import FolderStore, Store, UrlStore, open_checkpoints
 from tests.faulty import Faults, FaultyFileSystem, register
 
@@ -118,10 +120,65 @@ def test_a_store_that_loses_what_it_takes_is_caught(tmp_path: Path, faults: Faul
     faults.truncates = file
     store = store_of("url", tmp_path)
     with pytest.raises(
-        CheckpointError, match=rf"{file} was uploaded with \d+ bytes and read back with \d+"
+        StoreError, match=rf"{file} was written with 10 bytes and read back with 5, not the same"
     ):
         store.put(5, b"0123456789", b"manifest!!")
     assert (store.steps(), FaultyFileSystem.files()) == ([], [])
+
+
+def spoiled(handle: int) -> None:
+    """A disk that says that it has a file, and has something else of the same size."""
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        os.pwrite(handle, b"?", 5)
+
+
+def test_a_disk_that_loses_what_it_takes_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "fsync", spoiled)
+    store = FolderStore(tmp_path)
+    with pytest.raises(StoreError, match=r"with 10 bytes and read back with 10, not the same"):
+        store.put(5, b"0123456789", b"manifest!!")
+    assert (store.steps(), list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_folder_appears_once_all_in_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    FolderStore(tmp_path).put(5, b"x", b"m")
+    names = [Path(path).name.rpartition(".")[0] for path in synced]
+    assert names == ["state", "manifest", ".checkpoint_00000005", ""]
+    assert synced[-1] == str(tmp_path)
+
+
+def test_a_checkpoint_that_lost_its_state_can_be_cleared_away(tmp_path: Path, faults: Faults):
+    store = store_of("url", tmp_path)
+    store.put(5, b"x", b"m")
+    FaultyFileSystem().rm_file(f"/bucket/at/{tmp_path.name}/checkpoint_00000005/state.pt")
+    store.delete(5)
+    assert (store.steps(), FaultyFileSystem.files()) == ([], [])
+
+
+def test_a_checkpoint_in_the_way_that_cannot_be_removed_leaves_nothing_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = FolderStore(tmp_path)
+    store.put(5, b"old", b"m")
+
+    def refuse(step: int) -> None:
+        raise StoreError("read-only")
+
+    monkeypatch.setattr(store, "delete", refuse)
+    with pytest.raises(StoreError, match="read-only"):
+        store.put(5, b"new", b"m")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_00000005"]
+    assert store.read(5, "state.pt") == b"old"
+
+
+def test_what_cannot_be_swept_is_told(tmp_path: Path):
+    (tmp_path / ".checkpoint_00000001.x").write_text("no folder")
+    with pytest.raises(StoreError, match=r"cannot remove .*checkpoint_00000001\.x: "):
+        FolderStore(tmp_path).sweep()
 
 
 def test_a_full_store_keeps_what_it_had_and_gets_its_room_back(tmp_path: Path, faults: Faults):
@@ -205,6 +262,9 @@ def test_two_writers_of_one_folder_do_not_mix(tmp_path: Path):
         thread.start()
     for thread in threads:
         thread.join()
+    state = store.read(1, "state.pt")
+    assert state in values
+    assert store.read(1, "manifest.json") == state[:1]
     store.put(1, values[0], values[0][:1])
     assert store.read(1, "state.pt") == values[0]
     store.sweep()

@@ -233,17 +233,6 @@ def test_a_fault_of_the_program_is_told_and_the_next_one_written(make: Callable[
     assert writer.failure is None
 
 
-def test_a_clock_that_jumps_changes_nothing(
-    make: Callable[..., Made], faults: Faults, monkeypatch: pytest.MonkeyPatch
-):
-    clock = iter(range(10**9, 0, -(10**6)))
-    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    faults.fails_at = frozenset({1, 2})
-    writer, store, _ = make()
-    write_all(writer, {1: None})
-    assert store.steps() == [1]
-
-
 def test_what_waits_is_written_before_the_writer_closes(make: Callable[..., Made], faults: Faults):
     faults.slow_s = 0.05
     writer, store, _ = make()
@@ -252,6 +241,37 @@ def test_what_waits_is_written_before_the_writer_closes(make: Callable[..., Made
     writer.close()
     assert store.steps()[-1] == 2
     assert not [thread for thread in threading.enumerate() if thread.name == "checkpoints"]
+
+
+def test_a_store_that_hangs_is_waited_for_in_words_and_then_left(
+    make: Callable[..., Made], faults: Faults, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer_module, "TELL_S", 0.1)
+    writer, store, told = make(keep=1)
+    store.put(1, b"x", b"{")
+    faults.holds = threading.Event()
+    writer.write(state(2), 2)
+    writer.close(1.0)
+    assert set(of(told, "checkpoint_slow")) == {2}
+    (failed,) = [event for event in told if event["event"] == "checkpoint_failed"]
+    assert failed["step"] == 2
+    assert "the store has held it up for" in failed["message"]
+    faults.holds.set()
+    assert writer.wait(10)
+    assert told[-1] is failed
+    assert store.steps() == [1, 2]
+
+
+def test_a_store_that_fails_after_it_was_left_is_not_tried_again(
+    make: Callable[..., Made], faults: Faults
+):
+    writer, _, told = make()
+    faults.holds, faults.refuses = threading.Event(), True
+    writer.write(state(1), 1)
+    writer.close(0.05)
+    faults.holds.set()
+    assert writer.wait(10)
+    assert (len(faults.writes), of(told, "checkpoint_failed")) == (1, [1])
 
 
 def test_whoever_cannot_be_told_holds_nothing_up(tmp_path: Path):
