@@ -110,10 +110,11 @@ def known_folder(args: argparse.Namespace, jobs: "ClusterJobs", run: str) -> str
     """
     from service.orchestration.job import jobs_of
     from service.orchestration.orders import find_folder
+    from service.orchestration.runs import is_seen
 
     known = jobs.all()
     folder, ours = find_folder(known, run, args.storage or STORAGE), jobs_of(known, run)
-    if "/" in run or args.storage or ours.folder or Path(folder).is_dir():
+    if "/" in run or args.storage or ours.folder or is_seen(Path(folder)):
         return folder
     if not ours.jobs:
         raise unknown(run, jobs)

@@ -83,8 +83,8 @@ def _standing(args: argparse.Namespace) -> Answer:
 
 def _seen_here(args: argparse.Namespace) -> "Standing | None":
     """Where a run stands whose folder is seen from here."""
-    from service.orchestration.reading import find_standing, is_seen
-    from service.orchestration.runs import absolute
+    from service.orchestration.reading import find_standing
+    from service.orchestration.runs import absolute, is_seen
 
     name = args.run_name
     folder = Path(absolute(name if "/" in name else f"{args.storage or STORAGE}/{name}"))

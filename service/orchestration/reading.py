@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.errors import RunError
 from service.orchestration.driver import read_driver
-from service.orchestration.runs import Run, is_held, is_run, open_run, read_summary
+from service.orchestration.runs import Run, is_held, is_run, is_seen, open_run, read_summary
 from service.orchestration.space import num_trials
 from service.orchestration.standing import Life, Standing, standing
 from service.orchestration.sweep_journal import FILE_NAME, SweepJournal
@@ -19,14 +19,6 @@ from service.training.store import folder_name
 
 ANSWER = "crossreid-standing "
 """How the line begins on which a job says where a run stands."""
-
-
-def is_seen(folder: Path) -> bool:
-    """Whether this process sees a run in `folder`; it sees none where it may not look."""
-    try:
-        return is_run(folder)
-    except OSError:
-        return False
 
 
 def is_there(folder: Path) -> bool:
@@ -40,11 +32,8 @@ def is_there(folder: Path) -> bool:
 
 
 def find_standing(folder: Path, life: Life) -> Standing | None:
-    """As `read_standing`; None when the folder is not seen from here, or may not be read."""
-    try:
-        return _read(folder, life) if is_run(folder) else None
-    except OSError:
-        return None
+    """As `read_standing`; None when the folder is not seen from here, or may not be searched."""
+    return read_standing(folder, life) if is_seen(folder) else None
 
 
 def read_standing(folder: Path, life: Life | None = None) -> Standing:

@@ -102,7 +102,7 @@ def plan_run(
     refuse_passwords(config.model_dump())
     run_id = check_run_id(run_id) if run_id is not None else new_run_id(config.run.name)
     path = (parent or _storage(config)) / run_id
-    if is_run(path):
+    if is_seen(path):
         instead = f", or continue it with {resume_words(path)}" if can_resume else ""
         raise RunError(
             f"run {run_id} exists already in {path.parent}; take another name, or leave it out to "
@@ -128,6 +128,14 @@ def check_run_id(run_id: str) -> str:
 def is_run(path: Path) -> bool:
     """Whether `path` is a run's folder."""
     return (path / CONFIG_FILE).is_file()
+
+
+def is_seen(path: Path) -> bool:
+    """Whether this process sees a run in `path`; it sees none where it may not look."""
+    try:
+        return is_run(path)
+    except OSError:
+        return False
 
 
 def resume_words(path: Path) -> str:
@@ -246,15 +254,19 @@ def open_run(run: str, storage: str = "runs") -> Run:
     """The run that `run` names: an id below `storage`, or a run's folder.
 
     Raises:
-        RunError: there is no such run.
+        RunError: there is no such run, or it may not be read.
     """
     tried = [Path(absolute(run))]
     if "/" not in run:
         tried.insert(0, Path(absolute(storage)) / run)
     for path in tried:
-        if is_run(path):
-            file = path / CONFIG_FILE
-            return Run(path.name, path, load_text(file.read_text("utf-8"), name=str(file)))
+        file = path / CONFIG_FILE
+        try:
+            text = file.read_text("utf-8") if is_run(path) else None
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error}; check its rights") from error
+        if text is not None:
+            return Run(path.name, path, load_text(text, name=str(file)))
     places = " or ".join(str(path) for path in tried)
     raise RunError(
         f"no run {run!r}: no {CONFIG_FILE} in {places}; give an id below run.storage, or the run's "

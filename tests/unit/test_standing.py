@@ -16,8 +16,16 @@ from service.config import Config, DataConfig
 from service.decisions import Decision, Verdict
 from service.errors import RunError
 from service.orchestration.driver import JOB_VARIABLE
-from service.orchestration.reading import find_standing, is_seen, is_there, read_standing
-from service.orchestration.runs import create_run, held, is_held, taken, write_summary
+from service.orchestration.reading import find_standing, is_there, read_standing
+from service.orchestration.runs import (
+    create_run,
+    held,
+    is_held,
+    is_seen,
+    plan_run,
+    taken,
+    write_summary,
+)
 from service.orchestration.standing import Life, Standing, State, standing
 from service.orchestration.sweep_journal import SweepJournal
 from service.settings import override
@@ -283,6 +291,7 @@ def test_a_folder_that_may_not_be_searched_is_not_seen_and_no_traceback(
     closed("config.yaml")
     assert not is_seen(run.path)
     assert find_standing(run.path, Life()) is None
+    assert plan_run(config, "one").path == run.path, "whoever makes it there is told"
     for look in (read_standing, is_there):
         with pytest.raises(RunError, match=r"cannot be read: .*Permission denied"):
             look(run.path)
