@@ -12,7 +12,7 @@ from service.orchestration.job import Job
 
 SILENT_S = 30.0
 """Seconds without a line after which the connection is made anew: it may be dead unnoticed."""
-_LONGEST_SILENT_S = 480.0
+_LONGEST_SILENT_S = 120.0
 """The same of a job that has nothing to say, since each new connection brings the whole log."""
 _VAIN_S = 5.0
 """The same where the last connection brought nothing at all, not even the log's beginning."""
