@@ -28,7 +28,6 @@ from service.telemetry.logs import LOGGER
 _MANY_FAILURES = 5
 _NAME = "control-{run}"
 _GONE_S = 10.0
-_ANSWER_S = 0.5
 _KEPT_EVENTS = 256
 """Reports of one trial that wait for the driver; a driver reads every half second."""
 
@@ -156,7 +155,7 @@ def find_control(run: str) -> Any:
 
 
 class ControlClient:
-    """Rank 0's end: no call ever waits, but for `announced`.
+    """Rank 0's end: no call ever waits.
 
     progress_s: least seconds between two progress messages. clock: seconds, rising.
     """
@@ -175,6 +174,8 @@ class ControlClient:
         self._clock = clock
         self._told_at = float("-inf")
         self._pending: ray.ObjectRef | None = None
+        self._asked: ray.ObjectRef | None = None
+        self._announced = ""
         self._failures = 0
 
     def poll(self, applied: int) -> Directive | None:
@@ -189,7 +190,7 @@ class ControlClient:
         directive = None if values is None else Directive.from_dict(values)
         return directive if directive and directive.number > applied else None
 
-    def _answer(self, call: ray.ObjectRef) -> dict[str, Any] | None:
+    def _answer(self, call: ray.ObjectRef) -> Any:
         """What the actor said; nothing when it is gone, which a worker's log says once."""
         try:
             values = ray.get(call)
@@ -217,11 +218,12 @@ class ControlClient:
         self._control.announce.remote(self._key, words)
 
     def announced(self) -> str:
-        """What was announced; nothing when the actor does not answer within `_ANSWER_S`."""
-        try:
-            return ray.get(self._control.announced.remote(self._key), timeout=_ANSWER_S)
-        except RayError:
-            return ""
+        """What was announced when this was last asked, if the answer has arrived; asks again."""
+        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
+            self._announced, self._asked = self._answer(self._asked) or "", None
+        if self._asked is None:
+            self._asked = self._control.announced.remote(self._key)
+        return self._announced
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,15 @@ def free_orphans(patience_s: float = _PATIENCE_S) -> int:
     return len(removed)
 
 
+def end_actor(actor: str | None) -> None:
+    """Ends the actor with this id (hex) if it still lives: Ray also calls one lost that it did not
+    reach for a second."""
+    from ray._private.worker import global_worker
+
+    if actor is not None:
+        global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
+
+
 def remove_orphans() -> set[bytes]:
     """Asks Ray to remove every placement group of this job whose creator is dead; their ids, also
     of those that were asked for before and are not gone yet."""

@@ -32,7 +32,8 @@ from service.orchestration.worker import Job
 from service.training.journal import Event, read_journal
 
 _PATIENCE_S = 30.0
-"""Seconds that a resize waits for the checkpoint: the workers ask every 5 s whether they leave."""
+"""Seconds that a resize waits for the checkpoint: the workers ask every 5 s whether they leave, and
+hear the answer when they ask again."""
 _LOOK_S = 0.2
 
 START_TRIES = 10

@@ -32,7 +32,7 @@ from service.orchestration.control import ControlReader, start_control
 from service.orchestration.failures import Loss, OnFailure, tell_loss
 from service.orchestration.monitor import Monitor
 from service.orchestration.network import Meeting
-from service.orchestration.orphans import free_orphans
+from service.orchestration.orphans import end_actor, free_orphans
 from service.orchestration.progress import MAIN_TRIAL, OnProgress, Update, ignore, teller
 from service.orchestration.resizing import ClearStuckStart, LimitStarts, SaveFirst, TellWaiting
 from service.orchestration.room import require, worker_resources
@@ -130,7 +130,8 @@ def fit(
 
     Ray keeps a marker in `<run dir>/ray` meanwhile. Checkpoints are the loop's and unknown to Ray,
     so that a second call for the same run goes on where the loop's last checkpoint is. So does this
-    one when the controller is lost, `cluster.max_failures` times at most.
+    one when the controller is lost, `cluster.max_failures` times at most; each time as many workers
+    may be lost again, less one.
 
     Raises:
         ClusterError: workers or the controller were lost too often, or workers could not be
@@ -153,6 +154,7 @@ def fit(
                     f"continue with {resume_words(Path(job.run_dir))}"
                 ) from error
             tell_loss(job, Loss((), "the controller of the training was lost"))
+            end_actor(error.actor_id)
             free_orphans()
     assert isinstance(returned, dict)
     shutil.rmtree(Path(job.run_dir) / _RAY_FOLDER, ignore_errors=True)

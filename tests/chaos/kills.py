@@ -9,7 +9,8 @@ from enum import StrEnum
 
 
 class Victim(StrEnum):
-    """FROZEN: a rank that stands still (SIGSTOP), as one does whose machine or network hangs."""
+    """FROZEN: a rank that stands still (SIGSTOP), as one does whose machine or network hangs.
+    BARRIER: what ranks meet at to report, which Ray Train runs beside its controller."""
 
     RANK = "rank"
     FROZEN = "rank, frozen"
@@ -17,6 +18,7 @@ class Victim(StrEnum):
     CONTROL = "control plane"
     CONTROLLER = "controller"
     DRIVER = "driver"
+    BARRIER = "barrier"
 
     @property
     def process(self) -> str:
@@ -27,6 +29,7 @@ class Victim(StrEnum):
             Victim.EXPORTER: "ray::Exporter",
             Victim.CONTROL: "ray::ControlState",
             Victim.CONTROLLER: "ray::TrainController",
+            Victim.BARRIER: "ray::SynchronizationActor",
         }[self]
 
     @property
@@ -57,6 +60,7 @@ SHARES = {
     Victim.CONTROL: 3,
     Victim.EXPORTER: 2,
     Victim.FROZEN: 2,
+    Victim.BARRIER: 2,
 }
 MOMENTS = {Moment.STEP: 5, Moment.CHECKPOINT: 2, Moment.START: 2}
 DELAYS_S = {Moment.STEP: 0.1, Moment.CHECKPOINT: 0.06, Moment.START: 10.0, Moment.END: 2.0}

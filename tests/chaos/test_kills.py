@@ -10,7 +10,7 @@ from tests.chaos.kills import DELAYS_S, SHARES, Moment, draw
 DECK = sum(SHARES.values())
 
 
-@given(st.integers(0, 10**6), st.integers(1, 3 * DECK), st.integers(60, 1000))
+@given(st.integers(0, 10**6), st.integers(1, 3 * DECK), st.integers(3 * DECK, 1000))
 def test_kills_follow_one_another_within_the_run(seed: int, number: int, total: int):
     kills = draw(seed, number, total=total, checkpoint_every=10)
     assert kills == draw(seed, number, total=total, checkpoint_every=10)

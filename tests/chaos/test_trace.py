@@ -95,6 +95,14 @@ def test_a_step_that_is_missing_or_there_twice_is_found(tmp_path: Path, attempt:
         assert any("was due" in found for found in differences(trace, wrong, TOTAL))
 
 
+@pytest.mark.parametrize("name", ["health", "decision"])
+def test_a_last_line_that_is_missing_is_found(tmp_path: Path, name: str):
+    trace, journal = left_alone(tmp_path / "a"), chased(tmp_path / "b")
+    at = place(journal, name, 3, TOTAL)
+    found = list(differences(trace, journal[:at] + journal[at + 1 :], TOTAL))
+    assert any(f"lacks {name} [{TOTAL}]" in one for one in found)
+
+
 def test_a_run_that_skips_steps_ends_early_or_forgets_a_checkpoint_is_found(tmp_path: Path):
     trace = left_alone(tmp_path / "a")
 

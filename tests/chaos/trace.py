@@ -48,14 +48,21 @@ def differences(trace: list[Event], journal: list[Event], total: int) -> Iterato
     for attempt, lines in _attempts(journal):
         yield from _attempt(trace, attempt, lines)
     yield from _starts(journal)
-    steps = [e["step"] for e in surviving(journal) if e["event"] == "steps"]
-    if steps != list(range(1, total + 1)):
-        missing = sorted(set(range(1, total + 1)) - set(steps))
-        twice = sorted({step for step in steps if steps.count(step) > 1})
-        yield f"folded, the journal lacks steps {missing} and has steps {twice} more than once"
+    yield from _missing("steps", list(range(1, total + 1)), journal)
+    for kind in ("health", "decision"):
+        yield from _missing(kind, [e["step"] for e in trace if e["event"] == kind], journal)
     ends = [e for e in surviving(journal) if e["event"] == "end"]
     if len(ends) != 1 or ends[0]["step"] != total:
         yield f"folded, the journal ends at {[e['step'] for e in ends]} instead of [{total}]"
+
+
+def _missing(kind: str, due: list[int], journal: list[Event]) -> Iterator[str]:
+    """due: the steps that have a line of this kind."""
+    found = [e["step"] for e in surviving(journal) if e["event"] == kind]
+    if found != due:
+        missing = sorted(set(due) - set(found))
+        twice = sorted({step for step in found if found.count(step) > 1})
+        yield f"folded, the journal lacks {kind} {missing} and has {kind} {twice} more than once"
 
 
 def _order(journal: list[Event]) -> Iterator[str]:

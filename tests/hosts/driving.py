@@ -49,7 +49,7 @@ class Driver:
         """As Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
 
-    def ended(self, timeout_s: float = 120.0) -> int:
+    def ended(self, timeout_s: float = 300.0) -> int:
         """The exit code."""
         return self.process.wait(timeout_s)
 

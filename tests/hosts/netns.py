@@ -21,7 +21,7 @@ SUBNET = "10.77.0"
 """Of every `hosts()`: each has a network of its own, joined to no other."""
 PORT = "eth0"
 """A host's interface, as it sees it."""
-_PROGRAMS = {"ip": "iproute2", "unshare": "util-linux", "mount": "mount"}
+_PROGRAMS = {"ip": "iproute2", "bridge": "iproute2", "unshare": "util-linux", "mount": "mount"}
 _NUMBERS = itertools.count(1)
 _GONE_S = 20.0
 _NOT_TAKEN = ("RAY_", "GLOO_", "NCCL_")
@@ -138,6 +138,11 @@ class Host:
         """Puts the cable back."""
         _ip("-n", self.switch, "link", "set", "dev", self.name, "up")
 
+    def isolate(self, how: bool = True) -> None:
+        """Parts it from all other hosts that are isolated too; the rest it still reaches."""
+        words = ("link", "set", "dev", self.name, "isolated", "on" if how else "off")
+        _run("bridge", "-n", self.switch, *words)
+
 
 @contextmanager
 def hosts(
@@ -203,7 +208,11 @@ def _open_files(pid: int) -> set[str]:
 
 
 def _ip(*words: str) -> subprocess.CompletedProcess[str]:
-    return _checked(subprocess.run(("ip", *words), capture_output=True, text=True))
+    return _run("ip", *words)
+
+
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    return _checked(subprocess.run(words, capture_output=True, text=True))
 
 
 def _checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:

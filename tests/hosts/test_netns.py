@@ -67,6 +67,14 @@ def test_hosts_reach_each_other_unless_one_is_cut_off_and_this_machine_has_no_pa
         until = time.monotonic() + 10
         while not reaches(one, two):
             assert time.monotonic() < until
+        for host in (one, two):
+            host.isolate()
+        assert not reaches(one, two)
+        assert reaches(one, three)
+        assert reaches(three, two)
+        for host in (one, two):
+            host.isolate(False)
+        assert reaches(one, two)
         assert left()[1] == before
 
 

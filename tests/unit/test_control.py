@@ -85,8 +85,14 @@ class FakeControl:
         self.state: ControlState | None = ControlState()
         self.read = SimpleNamespace(remote=lambda *given: ("read", *given))
         self.get = SimpleNamespace(remote=lambda *given: ("get", *given))
+        self.announced = SimpleNamespace(remote=lambda *given: ("announced", *given))
+        self.is_silent = False
         monkeypatch.setattr(ray, "get", self._answer)
-        monkeypatch.setattr(ray, "wait", lambda calls, timeout: (calls, []))
+        monkeypatch.setattr(ray, "wait", self._wait)
+
+    def _wait(self, calls: Any, timeout: float) -> Any:
+        assert timeout == 0
+        return ([], calls) if self.is_silent else (calls, [])
 
     def _answer(self, call: Any, timeout: float | None = None) -> Any:
         if self.state is None:
@@ -104,6 +110,20 @@ def test_a_control_plane_that_does_not_answer_is_said_once(monkeypatch: pytest.M
     assert [update.messages[0][:39] for update in said] == [
         "the control plane does not answer: prog"
     ]
+
+
+def test_nobody_waits_for_an_announcement(monkeypatch: pytest.MonkeyPatch):
+    control = FakeControl(monkeypatch)
+    client = ControlClient(control, "a")
+    assert control.state is not None
+    control.state.announce("a", "the number of workers changes to 2")
+    assert client.announced() == ""
+    control.is_silent = True
+    assert client.announced() == ""
+    control.is_silent = False
+    assert client.announced() == "the number of workers changes to 2"
+    control.state = None
+    assert client.announced() == ""
 
 
 def test_a_worker_logs_once_that_no_directives_come(
