@@ -98,11 +98,11 @@ def _life(run: Run, known: Life) -> Life:
             f"whether run {run.run_id} is being trained cannot be told: the lock in {run.path} may "
             "not be looked at; --address URL asks its cluster"
         )
-    known = replace(known, held=bool(held))
     if driver is None:
-        return known
-    is_taken = known.job_id in ("", driver.job)
-    return replace(known, is_taken=is_taken, attempts=driver.attempts)
+        return replace(known, held=bool(held))
+    # A job that has ended is not waited for, whoever drives the run now.
+    is_taken = not known.is_alive or known.job_id == driver.job
+    return replace(known, held=bool(held), is_taken=is_taken, attempts=driver.attempts)
 
 
 def _place(run: Run, step: int) -> str:

@@ -290,8 +290,9 @@ def test_a_run_whose_job_does_not_say_where_it_lies_wants_a_folder(cluster: Any,
     assert (code, "give --storage FOLDER" in err) == (ExitCode.USER_ERROR, True)
     assert said(capsys, "status", "one", "--storage", "/far")[0] == ExitCode.OK
     assert server.sent[-1]["words"][1] == "/far/one"
-    code, _, err = said(capsys, "status", "nobody")
-    assert (code, "no run 'nobody' on the cluster" in err) == (ExitCode.USER_ERROR, True)
+    for command in ("status", "logs", "stop"):
+        code, _, err = said(capsys, command, "nobody")
+        assert (code, "no run 'nobody' on the cluster" in err) == (ExitCode.USER_ERROR, True)
 
 
 def test_a_run_is_not_taken_for_one_of_the_same_name_in_another_folder(

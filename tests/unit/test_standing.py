@@ -261,6 +261,11 @@ def test_a_driver_that_has_taken_the_run_is_told_from_the_one_before(
         assert (state(), state(newest)) == (State.STARTING, State.STARTING)
         trainer.begin(6)
         assert (state(), state(newest)) == (State.TRAINING, State.TRAINING)
+    # Somebody goes on with it who is no job.
+    monkeypatch.delenv(JOB_VARIABLE)
+    with taken(run, new=False):
+        trainer.begin(6)
+        assert state(Life(job="FAILED", job_id="one.2")) is State.TRAINING
 
 
 @pytest.fixture
