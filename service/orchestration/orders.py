@@ -151,11 +151,10 @@ def find_address() -> str:
 def _is_host_and_port(address: str) -> bool:
     try:
         parts = urlsplit(address)
-        # Asking for it is what checks it.
-        parts.port  # noqa: B018
+        has_host = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
-    return bool(parts.hostname) and "@" not in parts.netloc and not parts.query
+    return has_host and "@" not in parts.netloc and not parts.query
 
 
 def _is_http(address: str) -> bool:
