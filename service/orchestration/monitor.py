@@ -51,8 +51,8 @@ class _Trial:
     @property
     def is_saving(self) -> bool:
         """Whether it has made its last step, and its last checkpoint may not be written yet."""
-        has_come_to_its_end = self.saved < self.total <= self.stood[0]
-        return self.ended_at is None and (self.is_over or has_come_to_its_end)
+        is_at_end = 0 < self.total <= self.stood[0] and self.saved < self.total
+        return self.ended_at is None and (self.is_over or is_at_end)
 
     def came_to(self, step: int, now: float) -> None:
         """Notes when it came to a step, and what those since the last one took each."""

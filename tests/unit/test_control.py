@@ -270,6 +270,7 @@ DIRECTIVE = {"event": "directive", "step": 7}
 @pytest.mark.parametrize(
     ("heard", "is_saving"),
     [
+        (news(WORKERS), False),
         (news(WORKERS, step=7), False),
         (news(WORKERS, {**DIRECTIVE, "directive": directive(1)}, step=7), False),
         (news(WORKERS, {**DIRECTIVE, "directive": directive(1, stop=True)}, step=7), True),
