@@ -73,9 +73,9 @@ _STOPPING = "stopping, once a checkpoint is written; interrupt again to leave wi
 ROOM_S = 600.0
 """Seconds without room for its workers after which a run gives up, unless `cluster.wait_s` is
 more."""
-START_S = 120.0
+START_S = 180.0
 """Seconds that workers have to be made, beyond those in which they find out who hangs: Ray waits a
-minute for their room, and a slow machine half a minute for what they import."""
+minute for their room, and a busy machine more than one for what they import."""
 _RAY_FOLDER = "ray"
 
 

@@ -12,7 +12,7 @@ from tests.chaos.command import Command
 from tests.chaos.kills import Kill, Moment, Victim
 from tests.chaos.tail import Tail
 
-STALL_S = 360.0
+STALL_S = 400.0
 """Seconds without a new line in the journal after which a run counts as dead: one that hangs before
 it trains is cleared away after half of that."""
 LOOK_S = 0.01
