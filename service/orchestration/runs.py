@@ -40,6 +40,7 @@ SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 _OURS = {CONFIG_FILE, LOCK_FILE, WRITER_LOCK_FILE, DRIVER_FILE}
 _RESUMABLE = ("STOPPED", "PAUSE")
+_EVALUATE = "its evaluation is missing: crossreid evaluate {path}"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DAMAGED = "{file} is damaged: {found}; move it away, the journal and the checkpoints are whole"
 
@@ -316,12 +317,19 @@ def resume_or_plan(config: Config | None, run_id: str | None, resume: str | None
 
 
 def interrupted(run: Run) -> Outcome:
-    """How a run ends that its user stopped."""
+    """How a run ends that its user stopped; one that was judged before lacks its evaluation only.
+
+    Raises:
+        RunError: its summary is damaged.
+    """
+    is_judged = _final_verdict(read_summary(run.path) or {}) is not None
     return Outcome(
         verdict="INTERRUPTED",
         cause="interrupted",
         words="stopped by the user",
-        remedy=f"continue it with {resume_words(run.path)}",
+        remedy=_EVALUATE.format(path=shlex.quote(str(run.path)))
+        if is_judged
+        else f"continue it with {resume_words(run.path)}",
         exit_code=int(ExitCode.INTERRUPTED),
         summary={},
     )
@@ -367,13 +375,13 @@ def _storage(config: Config) -> Path:
 def _refuse_ended(run: Run) -> None:
     """A summary without a verdict is that of an evaluation on the way."""
     summary = read_summary(run.path) or {}
-    verdict = summary.get("verdict")
-    if verdict is None or verdict in _RESUMABLE:
+    verdict = _final_verdict(summary)
+    if verdict is None:
         return
     cause = f" ({summary['cause']})" if summary.get("cause") else ""
     lacks_evaluation = verdict != Verdict.NO_GO and "mAP" not in summary
     remedy = (
-        f"its evaluation is missing: crossreid evaluate {shlex.quote(str(run.path))}"
+        _EVALUATE.format(path=shlex.quote(str(run.path)))
         if lacks_evaluation
         else "start a new run instead"
     )
@@ -381,6 +389,12 @@ def _refuse_ended(run: Run) -> None:
         f"run {run.run_id} has ended: {verdict}{cause} after {summary.get('steps', '?')} steps, "
         f"see {run.path / SUMMARY_FILE}; {remedy}"
     )
+
+
+def _final_verdict(summary: dict[str, Any]) -> str | None:
+    """The verdict after which a run does not go on; None while it may."""
+    verdict = summary.get("verdict")
+    return None if verdict in _RESUMABLE else verdict
 
 
 def differences(old: Config, new: Config) -> list[str]:

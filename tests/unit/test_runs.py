@@ -97,6 +97,9 @@ def test_what_is_said_about_resuming_works_when_it_is_typed(tmp_path: Path):
     assert option == "--resume"
     assert open_run(folder) == run
     assert resume_run(folder) == run
+    write_summary(run.path, {"verdict": "GO", "steps": 5})
+    words = shlex.split(interrupted(run).remedy)
+    assert words[-3:] == ["crossreid", "evaluate", str(run.path)]
 
 
 def test_storage_that_cannot_be_written_is_named(config: Config, tmp_path: Path):
