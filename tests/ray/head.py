@@ -39,9 +39,11 @@ CHANGE = "a change of mine"
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A running cluster. address: of its dashboard. checkout: a copy of the code to submit from."""
+    """A running cluster. address: of its dashboard. checkout: a copy of the code to submit from.
+    temp: what Ray itself writes."""
 
     folder: Path
+    temp: Path
     address: str
     token: str
     checkout: Path
@@ -96,12 +98,15 @@ def head(folder: Path, cpus: int = 2) -> Iterator[Head]:
     (folder / ".ray" / "auth_token").write_text(token)
     ports = _free_ports(len(_PORTS))
     # A socket's path has 107 bytes at most, and Ray's own part of it is long.
-    short = tempfile.mkdtemp(prefix="head-")
+    temp = Path(tempfile.mkdtemp(prefix="head-"))
+    found = Head(
+        folder, temp, f"http://127.0.0.1:{ports[1]}", token, checkout(folder), tuple(ports)
+    )
     options = [f"--{name}={port}" for name, port in zip(_PORTS, ports, strict=True)]
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}"),
-        *("--object-store-memory=100000000", f"--temp-dir={short}", *options),
+        *("--object-store-memory=100000000", f"--temp-dir={temp}", *options),
     ]
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(
@@ -113,7 +118,6 @@ def head(folder: Path, cpus: int = 2) -> Iterator[Head]:
         stdout=log,
         stderr=subprocess.STDOUT,
     )
-    found = Head(folder, f"http://127.0.0.1:{ports[1]}", token, checkout(folder), tuple(ports))
     try:
         _wait_until_up(found, process)
         yield found
@@ -123,9 +127,15 @@ def head(folder: Path, cpus: int = 2) -> Iterator[Head]:
                 started.kill()
             started.communicate()
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        log.close()
-        shutil.rmtree(short, ignore_errors=True)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            log.close()
+            shutil.rmtree(temp, ignore_errors=True)
 
 
 def checkout(folder: Path) -> Path:
@@ -139,18 +149,21 @@ def checkout(folder: Path) -> Path:
     return made
 
 
-def processes_of(folder: Path) -> list[str]:
-    """Command lines that name `folder`, of processes that are not this one."""
-    found = []
+def processes_of(found: Head) -> list[str]:
+    """Command lines of the cluster's processes and of what they started, but not of this process:
+    they name one of its folders, or have it as their HOME."""
+    left = []
     for path in Path("/proc").iterdir():
         if path.name.isdigit() and int(path.name) != os.getpid():
             try:
                 words = (path / "cmdline").read_bytes().decode(errors="replace")
+                variables = (path / "environ").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if str(folder) in words:
-                found.append(words.replace("\0", " ")[:200])
-    return found
+            named = any(str(folder) in words for folder in (found.folder, found.temp))
+            if named or f"HOME={found.folder}" in variables:
+                left.append(words.replace("\0", " ")[:200])
+    return left
 
 
 def is_open(port: int) -> bool:
