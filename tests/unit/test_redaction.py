@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConfigError
-from service.orchestration.runs import plan_run
-from service.redaction import has_password
-from service.settings import load_text
+from service.orchestration.runs import create_run, plan_run, resume_run
+from service.redaction import has_password, redacted
+from service.settings import load_text, override
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,22 @@ def test_a_long_secret_in_a_value_that_is_refused_is_not_shown_in_part():
     with pytest.raises(ConfigError, match=r"run\.seed") as told:
         load_text(f"data: {{records: r}}\nrun: {{seed: '{place}'}}")
     assert "hush" not in str(told.value)
+
+
+@pytest.mark.parametrize("setting", ["run.checkpoints", "data.records"])
+def test_a_password_is_not_laid_over_the_config_of_a_run_that_goes_on(tmp_path: Path, setting: str):
+    run = create_run(load_text(f"data: {{records: r}}\nrun: {{storage: {tmp_path}}}"), "one")
+    with pytest.raises(ConfigError, match=rf"{setting}=s3://<login>@b/x has a password"):
+        resume_run(str(run.path), override(run.config, [f"{setting}=s3://key:hush@b/x"]))
+    assert resume_run(str(run.path), run.config).path == run.path
+
+
+def test_the_place_of_a_secret_is_none():
+    environ = {
+        "RAY_AUTH_TOKEN_PATH": "/home/me/token",
+        "SSL_KEY_FILE": "/home/me/key.pem",
+        "SECRETS_DIR": "/run/secrets",
+        "RAY_AUTH_TOKEN": "hushhush",
+    }
+    text = "RAY_AUTH_TOKEN_PATH names /home/me/token, /home/me/key.pem, /run/secrets: hushhush"
+    assert redacted(text, environ) == text.replace("hushhush", "<RAY_AUTH_TOKEN>")
