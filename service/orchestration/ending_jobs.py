@@ -36,7 +36,8 @@ def end_job(jobs: ClusterJobs, job: Job, *, now: bool, say: Callable[[str], None
     if now:
         _kill(jobs, job)
     jobs.stop(job.job_id)
-    say("killed it" if now else "asked it to write a checkpoint and end; --now would kill it")
+    asked = "asked it to write a checkpoint and end" if job.trains else "asked it to end"
+    say("killed it" if now else f"{asked}; --now would kill it")
     try:
         return until_ended(jobs, job.job_id, job.stop_s + _MARGIN_S)
     except ClusterError as error:

@@ -326,6 +326,7 @@ def test_what_cannot_run_is_refused_in_words_and_leaves_nothing(
         assert process.returncode == ExitCode.USER_ERROR, err
         assert out == f"job {name}: exit code 2\n"
         assert re.search(refused[name][2], err), err
+        assert "cannot be told" not in err, "a run that never was is not looked at"
         assert "Traceback" not in err
     assert sorted((ray_head.folder / "runs").iterdir()) == before
 

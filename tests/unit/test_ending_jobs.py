@@ -39,6 +39,12 @@ def test_a_job_is_asked_and_waited_for_also_while_requests_are_lost():
     assert said == ["asked it to write a checkpoint and end; --now would kill it"]
 
 
+def test_a_job_that_writes_no_checkpoint_is_not_said_to():
+    job, said = replace(RUNNING, kind="ingest"), list[str]()
+    end_job(cast(Any, JobServer(job)), job, now=False, say=said.append)
+    assert said == ["asked it to end; --now would kill it"]
+
+
 def test_nobody_is_told_that_a_job_was_asked_that_could_not_be(monkeypatch: pytest.MonkeyPatch):
     def lost(*_: Any) -> None:
         raise ClusterError("nobody answers")
