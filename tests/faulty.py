@@ -1,12 +1,16 @@
-"""A remote store with faults, as an fsspec file system: `faulty://`, in the memory of the tests."""
+"""Remote stores with faults, as fsspec file systems: `faulty://`, in the memory of the tests, and
+`slow://`, in a folder, which outlives a process that writes to it."""
 
 import errno
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 
@@ -111,3 +115,32 @@ class FaultyFileSystem(MemoryFileSystem):
 
 def register() -> None:
     fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
+
+
+class SlowFolder(DirFileSystem):
+    """A store whose write number `holds_at` stops half way, and says so by the file `half`."""
+
+    protocol = "slow"
+    cachable = False
+    folder: ClassVar[Path]
+    holds_at: ClassVar[int]
+    writes: ClassVar[int]
+
+    @classmethod
+    def use(cls, folder: Path, holds_at: int = 0) -> None:
+        cls.folder, cls.holds_at, cls.writes = folder, holds_at, 0
+        fsspec.register_implementation("slow", cls, clobber=True)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path=str(self.folder), fs=LocalFileSystem(), **options)
+
+    def pipe_file(self, path: str, value: bytes, *args: Any, **kwargs: Any) -> None:
+        file = self.folder / path
+        if not file.parent.is_dir():
+            raise FileNotFoundError(path)
+        type(self).writes += 1
+        if self.writes == self.holds_at:
+            file.write_bytes(value[: len(value) // 2])
+            (self.folder / "half").touch()
+            time.sleep(600)
+        file.write_bytes(value)

@@ -1,6 +1,6 @@
 """A small learnable data set and run, for tests of the whole loop."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from service.config import Config
@@ -40,6 +40,17 @@ def make_records(folder: Path, people: int = 24, seed: int = 0, shard_rows: int 
     synthesize(folder / "orbench", settings)
     ingest(folder / "orbench", str(folder / "records"), image_size=SIZE, shard_rows=shard_rows)
     return folder / "records"
+
+
+def dies_after(steps: int) -> Callable[[int], None]:
+    """A poll that kills the run once it has made so many steps."""
+    left = iter(range(steps))
+
+    def poll(applied: int) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return poll
 
 
 def small_config(records: Path, overrides: Iterable[str] = ()) -> Config:

@@ -3,14 +3,45 @@
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from service.health import StepSample
+from service.training.checkpoint import Identity, State, load
+from service.training.journal import Event, read_journal
+from service.training.store import FolderStore, folder_name
 
 CLOCKS = ("images_per_second", "data_wait_share", "throughput_ratio")
 """Health lines that say how fast a run was."""
+_MOMENTS = (*CLOCKS, "seconds", "data_wait_s", "time", "attempt")
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The folders of complete checkpoints in `run_dir`, oldest first."""
+    return [run_dir / folder_name(step) for step in FolderStore(run_dir).steps()]
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint_"))
+
+
+def read_checkpoint(folder: Path, *, made_with: Identity | None = None) -> State:
+    """The state in one of `checkpoints`."""
+    return load(FolderStore(folder.parent), step_of(folder), made_with=made_with)
+
+
+def lines(folder: Path, *names: str, after: int = 0) -> list[Event]:
+    """The last journal line of each kind and step past `after`, without clocks, in order."""
+
+    def plain(value: Any) -> Any:
+        is_dict = isinstance(value, dict)
+        return {k: plain(v) for k, v in value.items() if k not in _MOMENTS} if is_dict else value
+
+    told = [e for e in read_journal(folder) if e["event"] in names and e["step"] > after]
+    last = {(e["step"], e["event"]): plain(e) for e in told}
+    return [last[key] for key in sorted(last)]
 
 
 def same(a: Any, b: Any) -> bool:

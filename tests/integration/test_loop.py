@@ -17,13 +17,19 @@ from service.distributed import Distributed
 from service.errors import CheckpointError, DataError, ExitCode, FrozenLayerError, NonFiniteError
 from service.training import loop as loop_module
 from service.training import parts as parts_module
-from service.training.checkpoint import checkpoints, read_checkpoint, step_of
 from service.training.journal import read_journal
 from service.training.loop import train
 from service.training.ports import Outcome, Ports
 from tests.relabel import vis_only
-from tests.small import make_records, small_config
-from tests.states import CLOCKS, same, without_clock
+from tests.small import dies_after, make_records, small_config
+from tests.states import (
+    CLOCKS,
+    checkpoints,
+    read_checkpoint,
+    same,
+    step_of,
+    without_clock,
+)
 
 Overrides = list[str]
 
@@ -263,23 +269,12 @@ def test_directives_given_after_the_checkpoint_are_replayed_where_they_were_appl
     for folder in checkpoints(resumed):
         if step_of(folder) > 20:
             shutil.rmtree(folder)
-    killed = replace(Ports(), poll=_dies_at(23), decides=False)
+    killed = replace(Ports(), poll=dies_after(2), decides=False)
     with pytest.raises(KeyboardInterrupt):
         run(config, resumed, killed)
     run(config, resumed, Ports(poll=polls, decides=False))
     straight, again = (without_clock(state(tmp_path / n)) for n in ("straight", "resumed"))
     assert all(same(straight[part], again[part]) for part in straight)
-
-
-def _dies_at(step: int) -> Callable[[int], None]:
-    """A poll that kills the run a few steps after it was resumed at step 20."""
-    polls = iter(range(21, step))
-
-    def poll(applied: int) -> None:
-        if next(polls, None) is None:
-            raise KeyboardInterrupt
-
-    return poll
 
 
 def test_a_pause_goes_on_with_the_next_command_and_not_with_a_restart_of_this_one(
@@ -533,20 +528,10 @@ def test_a_resumed_pause_that_is_lost_early_goes_on_from_its_step(
     assert paused.verdict == "PAUSE"
     at = paused.summary["steps"]
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path, Ports(poll=_dies_after(5)))
+        run(config, tmp_path, Ports(poll=dies_after(5)))
     again = run(config, tmp_path)
     assert [e["step"] for e in events(tmp_path, "start")] == [0, at, at]
     assert again.summary["steps"] == 400
-
-
-def _dies_after(steps: int) -> Callable[[int], None]:
-    polls = iter(range(steps))
-
-    def poll(applied: int) -> None:
-        if next(polls, None) is None:
-            raise KeyboardInterrupt
-
-    return poll
 
 
 def test_a_cut_never_raises_the_rate_in_force(records: Path, tmp_path: Path):

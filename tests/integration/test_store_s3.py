@@ -20,9 +20,8 @@ from service.training.journal import read_journal
 from service.training.loop import train
 from service.training.ports import Ports
 from service.training.store import Store, open_checkpoints
-from tests.integration.test_loop import same, without_clock
-from tests.integration.test_saving import dies_at
-from tests.small import small_config
+from tests.small import dies_after, small_config
+from tests.states import same, without_clock
 
 server = pytest.importorskip("moto.server", reason="needs moto and s3fs: make setup installs them")
 s3fs = pytest.importorskip("s3fs", reason="needs moto and s3fs: make setup installs them")
@@ -74,7 +73,7 @@ def test_a_run_with_its_checkpoints_in_s3_survives_and_keeps_the_best_and_the_la
 ):
     run = create_run(config(records, tmp_path), "r")
     with pytest.raises(KeyboardInterrupt):
-        train(run.config, run.path, Distributed.single(), Ports(poll=dies_at(24)))
+        train(run.config, run.path, Distributed.single(), Ports(poll=dies_after(23)))
     store = open_checkpoints(run.config.run.checkpoints, run.path)
     assert store.steps() == [10, 20]
     s3.pipe_file(f"{BUCKET}/team/r/checkpoint_00000020/state.pt", b"damaged")

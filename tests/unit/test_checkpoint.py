@@ -8,14 +8,12 @@ import torch
 from service.errors import CheckpointError, DamagedCheckpointError
 from service.training.checkpoint import (
     best_of,
-    checkpoints,
     load,
-    read_checkpoint,
     save,
     snapshot,
-    step_of,
 )
 from service.training.store import FolderStore
+from tests.states import checkpoints, read_checkpoint, step_of
 
 STATE = {"model": {"w": torch.arange(4.0)}, "progress": {"step": 3, "reason": "x"}, "memory": None}
 MADE_WITH = {"config": "f" * 16}
