@@ -268,11 +268,6 @@ class Distributed:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self) -> None:
-        """Return once all ranks have come here. *Collective*."""
-        if self.world > 1:
-            dist.barrier(self._control)
-
     def wrap(self, module: nn.Module, *, fixed_order: bool = False) -> nn.Module:
         """`module` in DistributedDataParallel, or itself in a single process. *Collective*.
 

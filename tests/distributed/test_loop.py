@@ -1,5 +1,7 @@
 """The whole loop on several ranks: one trajectory, one memory, one error."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,20 @@ def elsewhere(world: Distributed, records: str, folder: str) -> str:
     return "no error"
 
 
+def unshared(world: Distributed, records: str, folder: str) -> str:
+    """Rank 1's machine has another file system under the same path."""
+    config = small_config(Path(records), [*OVERRIDES, f"run.checkpoints={folder}/scratch"])
+    with pytest.MonkeyPatch.context() as patched:
+        if world.rank == 1:
+            isdir = os.path.isdir
+            patched.setattr(os.path, "isdir", lambda path: "scratch" not in path and isdir(path))
+        try:
+            Trainer(config, Path(folder), world, Ports())
+        except RunError as error:
+            return str(error)
+    return "no error"
+
+
 def drawn(world: Distributed, records: str) -> list[list[int]]:
     """The record rows of each global batch of two epochs, as all ranks together decoded them."""
     config = small_config(Path(records), OVERRIDES)
@@ -173,7 +189,7 @@ def test_two_ranks_train_like_one(records: str, tmp_path: Path):
 def each(world: Distributed, records: str, folder: str) -> list[str]:
     """What this rank was told of each fault, in order."""
     found = []
-    for fault in (incomplete, elsewhere, unwritable, drifted, broken):
+    for fault in (incomplete, elsewhere, unwritable, drifted, broken, unshared):
         place = Path(folder) / fault.__name__
         place.mkdir(exist_ok=True)
         found.append(fault(world, records, str(place)))
@@ -189,3 +205,7 @@ def test_an_error_on_one_rank_is_raised_on_all(records: str, tmp_path: Path):
     assert "cannot write checkpoint" in first[2]
     assert "different memories" in first[3]
     assert first[4] == "row 5 (vis/0001/x.jpg) is not a JPEG"
+    names = r"rank 0 \(pid \d+ on \S+\) is not there for rank 1 \(pid \d+ on \S+\)"
+    assert re.search(rf"/scratch/unshared of {names}; run\.checkpoints must be a folder", first[5])
+    scratch = tmp_path / "unshared" / "scratch" / "unshared"
+    assert (list(scratch.iterdir()), list(tmp_path.glob("*/.checkpoint*"))) == ([], [])

@@ -24,19 +24,24 @@ def _a_stopped_process_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch):
 
 
 def stop_one(world: Distributed, stopped: int) -> None:
-    """All ranks sum once; then one is stopped, and the others wait for it in a backward."""
+    """All ranks sum once; then one is stopped, and the others wait for it in a backward.
+
+    They are named by this limit: the one of the launch holds for their start, too.
+    """
+    world = world.limited(LIMIT_S)
     world.all_reduce_sum(torch.ones(2))
     rows = torch.ones(1, 2, requires_grad=True)
     gathered = world.gather_rows(rows, [1] * world.world)
     if world.rank == stopped:
         os.kill(os.getpid(), signal.SIGSTOP)
-    gathered.sum().backward()
+    with world.names_the_lost():
+        gathered.sum().backward()
 
 
 @pytest.mark.parametrize("stopped", [1, 0])
 def test_a_stopped_rank_is_named_by_the_others(stopped: int):
     with pytest.raises(LostRankError) as told:
-        launch(stop_one, 3, stopped, timeout_s=LIMIT_S)
+        launch(stop_one, 3, stopped, timeout_s=60)
     assert told.value.ranks == (stopped,)
     words = rf"rank {stopped} \(pid \d+ on \S+\) did not come within 3 s and does not answer: .*"
     assert re.fullmatch(words, str(told.value))
@@ -51,9 +56,9 @@ def end_one(world: Distributed) -> None:
         pytest.raises(LostRankError, match="another rank has ended") as told,
         world.names_the_lost(),
     ):
-        world.barrier()
+        world.agree([0.0])
     assert told.value.ranks == ()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
 
 
 def test_the_end_of_a_rank_is_noticed_before_the_time_limit_and_its_launcher_names_it():

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ import torch
 from service.data.layout import Batch
 from service.data.records import Records
 from service.distributed import Distributed
-from service.health import StepSample
 from service.launch import launch
-from service.training.checkpoint import checkpoints, read_checkpoint, step_of
-from service.training.journal import Event, read_journal
+from service.training.journal import read_journal
 from service.training.loop import Trainer
 from service.training.meters import _added as added
 from service.training.ports import Ports
@@ -23,6 +20,7 @@ from service.training.saving import Saving
 from service.training.store import STATE_FILE, FolderStore
 from tests.distributed.test_loop import OVERRIDES
 from tests.small import make_records, small_config
+from tests.states import checkpoints, lines, read_checkpoint, step_of, without_clock
 
 pytestmark = pytest.mark.distributed
 
@@ -30,11 +28,6 @@ CUT = 8
 TIMELESS = ["policy.min_throughput=0", "policy.max_data_wait=1"]
 """No decision finds fault with the clock, which no two runs share."""
 SAVED = ["train.checkpoint_every=4", "train.keep_checkpoints=99", "log.every=5", *TIMELESS]
-CLOCKS = (
-    *("time", "attempt", "seconds", "data_wait_s"),
-    *("images_per_second", "throughput_ratio", "data_wait_share"),
-)
-SECONDS = [i for i, f in enumerate(fields(StepSample)) if f.name in CLOCKS]
 Rows = dict[int, list[int]]
 
 
@@ -66,7 +59,7 @@ def cut(world: Distributed, source: Path, target: Path) -> Path:
         for folder in checkpoints(target):
             if step_of(folder) != CUT:
                 shutil.rmtree(folder)
-    world.barrier()
+    world.agree([0.0])
     return target
 
 
@@ -76,7 +69,7 @@ def both(world: Distributed, records: str, base: str, name: str, *overrides: str
     straight, resumed = Path(base) / name / "straight", Path(base) / name / "resumed"
     if world.rank == 0:
         straight.mkdir(parents=True)
-    world.barrier()
+    world.agree([0.0])
     first = run(world, records, straight, *overrides)
     answers = iter(["", "", ""])
     ports = Ports(leaving=lambda: next(answers, "a machine"), leaving_every_s=0.0)
@@ -160,19 +153,10 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Rows]]:
 
 def state(folder: Path) -> dict[str, Any]:
     """The last checkpoint without its clocks."""
-    found = read_checkpoint(checkpoints(folder)[-1])
-    assert found["progress"]["step"] == int(checkpoints(folder)[-1].name.split("_")[1])
-    recent, unlogged = (
-        [[0.0 if i in SECONDS else value for i, value in enumerate(sample)] for sample in samples]
-        for samples in (found["health"]["recent"], found["unlogged"])
-    )
-    report = {k: v for k, v in found["report"].items() if k not in CLOCKS}
-    health = {**found["health"], "recent": recent, "rates": []}
-    since = {"data_wait", "throughput"}
-    policy = found["progress"]["policy"]
-    kept = {k: v for k, v in policy["since"].items() if k not in since}
-    progress = {**found["progress"], "policy": {**policy, "since": kept}}
-    return {**found, "health": health, "report": report, "progress": progress, "unlogged": unlogged}
+    found = checkpoints(folder)[-1]
+    kept = read_checkpoint(found)
+    assert kept["progress"]["step"] == step_of(found)
+    return without_clock(kept)
 
 
 def difference(a: Any, b: Any) -> float:
@@ -188,18 +172,6 @@ def difference(a: Any, b: Any) -> float:
     return 0.0 if a == b else float("inf")
 
 
-def lines(folder: Path, *names: str) -> list[Event]:
-    """The last journal line of each kind and step past CUT, without clocks, in order."""
-
-    def plain(value: Any) -> Any:
-        is_dict = isinstance(value, dict)
-        return {k: plain(v) for k, v in value.items() if k not in CLOCKS} if is_dict else value
-
-    events = [e for e in read_journal(folder) if e["event"] in names and e["step"] > CUT]
-    last = {(e["step"], e["event"]): plain(e) for e in events}
-    return [last[key] for key in sorted(last)]
-
-
 @pytest.mark.parametrize("name", ["one", "two", "fixed"])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     played: tuple[Path, list[Rows]], name: str
@@ -208,9 +180,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert difference(state(straight), state(resumed)) == 0.0
     leaving = [e["step"] for e in read_journal(resumed) if e["event"] == "leaving"]
     assert leaving == [CUT + 3]
-    told = lines(straight, "steps", "health", "decision")
-    assert [e["step"] for e in told if e["event"] == "steps"] == [10, 15, 20]
-    assert told == lines(resumed, "steps", "health", "decision")
+    told = lines(straight, "steps", "health", "decision", after=CUT)
+    assert [e["step"] for e in told if e["event"] == "steps"] == [10, 15, 20, 24]
+    assert told == lines(resumed, "steps", "health", "decision", after=CUT)
     assert state(straight)["progress"]["sdm"]["weight"] > 0
 
 
@@ -230,7 +202,9 @@ def test_a_run_may_go_on_with_another_number_of_ranks(
     starts = [e for e in read_journal(other) if e["event"] == "start"]
     sizes = {"one": 1, "two": 2, "three": 3}
     assert (starts[-1]["world_size"], starts[-1]["step"]) == (sizes[size], CUT)
-    before, after = ([e["health"] for e in lines(folder, "health")] for folder in (straight, other))
+    before, after = (
+        [e["health"] for e in lines(folder, "health", after=CUT)] for folder in (straight, other)
+    )
     assert [line["step"] for line in before] == [line["step"] for line in after]
     for a, b in zip(before, after, strict=True):
         assert a["ce_by_kind"] == pytest.approx(b["ce_by_kind"], rel=1e-3)

@@ -97,19 +97,26 @@ def test_when_all_came_nobody_is_accused():
     assert "raise cluster.collective_timeout_s" in str(found[0])
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.fixture
+def patient(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for others that do not come, or for an answer, waits for a minute."""
+    monkeypatch.setattr(rollcall, "patience_s", lambda limit_s: 60.0)
+    monkeypatch.setattr(rollcall, "_SILENCE_S", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 def test_after_a_cut_connection_alone_nobody_is_accused_and_nobody_waits():
     """A rank that computes comes later, and is no less well."""
     began = time.monotonic()
     assert answers(Marks(), {0: False})[0].ranks == ()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 30
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("patient")
 def test_the_end_of_the_store_after_a_hang_is_known_without_waiting():
     began = time.monotonic()
     assert answers(Ended(), {1: True})[1].ranks == (0,)
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 30
 
 
 def test_the_error_crosses_processes_with_its_ranks():
