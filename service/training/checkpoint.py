@@ -14,19 +14,12 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from service.errors import CheckpointError, DamagedCheckpointError
-from service.training.store import (
-    MANIFEST_FILE,
-    STATE_FILE,
-    FolderStore,
-    Store,
-    folder_name,
-)
+from service.training.store import MANIFEST_FILE, STATE_FILE, Store
 
 SCHEMA = 2
 
@@ -165,20 +158,3 @@ def best_of(store: Store, steps: list[int]) -> int | None:
             if score is not None:
                 scores[step] = score
     return min(scores, key=lambda step: (scores[step], step), default=None)
-
-
-# -- a local folder, for scripts and tests ---------------------------------------------------------
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """The folders of complete checkpoints in `run_dir`, oldest first."""
-    return [run_dir / folder_name(step) for step in FolderStore(run_dir).steps()]
-
-
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("checkpoint_"))
-
-
-def read_checkpoint(folder: Path, *, made_with: Identity | None = None) -> State:
-    """As `load`, of one of `checkpoints`."""
-    return load(FolderStore(folder.parent), step_of(folder), made_with=made_with)

@@ -9,14 +9,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from service.orchestration.runs import read_summary
-from service.training.checkpoint import checkpoints, read_checkpoint
 from service.training.journal import read_journal
 from tests.chaos.chased import Chased, Dead, Struck, measured
 from tests.chaos.command import Command
 from tests.chaos.kills import Kill
 from tests.chaos.trace import differences, read_trace, summary_differences
 from tests.small import make_records, small_config
-from tests.states import same, without_clock
+from tests.states import checkpoints, read_checkpoint, same, without_clock
 
 CHECKPOINT_EVERY = 10
 WORLD = 2

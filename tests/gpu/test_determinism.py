@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from service.distributed import Distributed
-from service.training.checkpoint import checkpoints, read_checkpoint, step_of
 from service.training.loop import train
 from service.training.ports import Ports
-from tests.integration.test_loop import same, without_clock
 from tests.small import make_records, small_config
+from tests.states import checkpoints, read_checkpoint, same, step_of, without_clock
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: run pytest tests/gpu on one"

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from service.training.checkpoint import checkpoints, step_of
 from service.training.journal import Event
 from tests.chaos.trace import differences
 from tests.hosts.alone import train_alone
 from tests.hosts.driving import Driver, drive
 from tests.hosts.nodes import Machines
 from tests.small import CONFIG, small_config
+from tests.states import checkpoints, step_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.prove]
 

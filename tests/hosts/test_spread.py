@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from service.data.manifest import MANIFEST_FILE
-from service.training.checkpoint import checkpoints, read_checkpoint, step_of
 from tests.hosts.alone import train_alone
 from tests.hosts.driving import drive
 from tests.hosts.nodes import Machines
 from tests.hosts.serving import served
 from tests.small import CONFIG, small_config
-from tests.states import same, without_clock
+from tests.states import checkpoints, read_checkpoint, same, step_of, without_clock
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

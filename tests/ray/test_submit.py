@@ -21,10 +21,10 @@ import pytest
 
 from service.data.synthetic import SynthSettings, synthesize
 from service.errors import ExitCode
-from service.training.checkpoint import checkpoints, step_of
 from service.training.journal import read_journal
 from tests.ray.head import CHANGE, REPO, Head, head, is_open, processes_of
 from tests.small import CONFIG
+from tests.states import checkpoints, step_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

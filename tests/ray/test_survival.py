@@ -24,13 +24,12 @@ from service.orchestration.runs import create_run
 from service.orchestration.train import launch_training
 from service.orchestration.tune import launch_tuning
 from service.settings import override
-from service.training.checkpoint import checkpoints, read_checkpoint
 from service.training.journal import read_journal
 from service.training.loop import train
 from service.training.ports import Ports
 from tests.ray.processes import pids_of
 from tests.small import small_config
-from tests.states import same, without_clock
+from tests.states import checkpoints, read_checkpoint, same, without_clock
 
 pytestmark = [
     pytest.mark.ray,

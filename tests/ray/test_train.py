@@ -15,10 +15,10 @@ from service.orchestration.runs import Run, create_run, read_summary
 from service.orchestration.train import ended, fit, launch_training
 from service.orchestration.worker import Job, WorkerFault
 from service.settings import override
-from service.training.checkpoint import checkpoints, step_of
 from service.training.journal import read_journal
 from tests.ray.processes import pids_of
 from tests.small import small_config
+from tests.states import checkpoints, step_of
 
 pytestmark = [
     pytest.mark.ray,
