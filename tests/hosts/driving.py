@@ -38,7 +38,7 @@ class Driver:
             assert not over, f"exit {self.process.poll()}, no such event:\n{self.log.read_text()}"
             time.sleep(0.05)
 
-    def step(self, number: int, timeout_s: float = 90.0, attempt: int = 1) -> Event:
+    def step(self, number: int, timeout_s: float = 300.0, attempt: int = 1) -> Event:
         """The line of the first step from `number` on, of this or a later attempt."""
         return self.wait_for(
             lambda e: e["event"] == "steps" and e["step"] >= number and e["attempt"] >= attempt,

@@ -17,7 +17,8 @@ from tests.states import checkpoints, step_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.prove]
 
-STEPS = 200
+STEPS = 600
+"""Enough for a loss to come before the end, also on a fast machine."""
 EVERY = 20
 SETTINGS = (
     f"train.max_steps={STEPS}",
@@ -29,6 +30,8 @@ SETTINGS = (
 )
 CLUSTER = ("cluster.num_workers=2", "cluster.collective_timeout_s=10")
 WORKER = "ray::RayTrainWorker"
+GONE_S = 60.0
+"""Seconds in which all that a run held is gone after its end."""
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +64,18 @@ def starts(driver: Driver) -> list[int]:
     return [event["world_size"] for event in driver.events("start")]
 
 
-def back_after_s(driver: Driver, lost_at: float, attempt: int, timeout_s: float = 120.0) -> float:
+def back_after_s(driver: Driver, lost_at: float, attempt: int, timeout_s: float = 300.0) -> float:
     """Seconds from a loss to the first step of an attempt after it."""
     return round(driver.step(1, timeout_s, attempt)["time"] - lost_at, 1)
 
 
 def leaves_nothing(machines: Machines) -> None:
-    for name in (WORKER, "ray::TrainController"):
-        assert machines.where(name) == {}
-    assert set(machines.placement_groups()) == {"REMOVED"}
+    until = time.monotonic() + GONE_S
+    while any(machines.where(name) for name in (WORKER, "ray::TrainController")):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    while set(machines.placement_groups()) != {"REMOVED"}:
+        assert time.monotonic() < until
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -85,7 +91,7 @@ def test_a_host_that_dies_and_comes_back_changes_nothing(
     name = host_of(rank, two_hosts, driver)
     lost_at = time.time()
     two_hosts.hosts[name].kill()
-    lost = driver.wait_for(lambda e: e["event"] == "lost", 30)
+    lost = driver.wait_for(lambda e: e["event"] == "lost", 120)
     record_property("seconds_from_loss_to_word", round(lost["time"] - lost_at, 1))
     two_hosts.start(**{name: 1})
     record_property("seconds_from_loss_to_step", back_after_s(driver, lost_at, attempt=2))
@@ -109,7 +115,7 @@ def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_once_it_is_back(
     name = host_of(rank, two_hosts, driver)
     lost_at = time.time()
     two_hosts.hosts[name].cut()
-    lost = driver.wait_for(lambda e: e["event"] == "lost", 60)
+    lost = driver.wait_for(lambda e: e["event"] == "lost", 120)
     record_property("seconds_from_loss_to_word", round(lost["time"] - lost_at, 1))
     two_hosts.hosts[name].join()
     # Ray's node ends when it hears that it was given up; whoever runs it starts it again.
@@ -119,6 +125,29 @@ def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_once_it_is_back(
     assert driver.ended() == 0, driver.log.read_text()
     assert lost["ranks"] == [rank]
     assert f"on {name}" in lost["words"]
+    assert list(differences(uninterrupted, driver.events(), STEPS)) == []
+    leaves_nothing(two_hosts)
+
+
+def test_workers_that_reach_the_head_and_not_each_other_go_on_once_they_do(
+    two_hosts: Machines,
+    records: Path,
+    tmp_path: Path,
+    uninterrupted: list[Event],
+    record_property: Callable[[str, Any], None],
+):
+    driver = started(two_hosts, records, tmp_path, "cluster.max_failures=6")
+    lost_at = time.time()
+    for name in ("one", "two"):
+        two_hosts.hosts[name].isolate()
+    lost = driver.wait_for(lambda e: e["event"] == "lost", 300)
+    record_property("seconds_from_loss_to_word", round(lost["time"] - lost_at, 1))
+    # The next workers do not meet either.
+    driver.wait_for(lambda e: e["event"] == "lost" and e["time"] > lost["time"], 300)
+    for name in ("one", "two"):
+        two_hosts.hosts[name].isolate(False)
+    record_property("seconds_from_loss_to_step", back_after_s(driver, lost_at, attempt=2))
+    assert driver.ended() == 0, driver.log.read_text()
     assert list(differences(uninterrupted, driver.events(), STEPS)) == []
     leaves_nothing(two_hosts)
 
@@ -140,6 +169,8 @@ def test_a_run_goes_on_with_fewer_hosts_and_grows_again_over_the_same_batches(
     grown_at = time.time()
     record_property("seconds_from_host_to_step", back_after_s(driver, grown_at, attempt=3))
     assert starts(driver) == [2, 1, 2]
+    left = next(e["step"] for e in driver.events("leaving") if e["attempt"] == 2)
+    assert driver.events("start")[-1]["step"] >= left
     last = driver.events("start")[-1]["step"] + EVERY
     driver.step(last, attempt=3)
     driver.stop()
@@ -167,7 +198,7 @@ def test_the_rest_takes_over_from_a_host_that_stays_cut_off_while_its_rank_0_sti
     name = host_of(0, two_hosts, driver)
     lost_at = time.time()
     two_hosts.hosts[name].cut()
-    record_property("seconds_from_loss_to_step", back_after_s(driver, lost_at, 2, timeout_s=200))
+    record_property("seconds_from_loss_to_step", back_after_s(driver, lost_at, 2))
     assert starts(driver) == [2, 1]
     assert [e["ranks"] for e in driver.events("lost")] == [[0]]
     driver.stop()
@@ -181,9 +212,9 @@ def test_a_host_that_will_be_taken_away_is_saved_from_and_trained_without(
     record_property: Callable[[str, Any], None],
 ):
     driver = started(two_hosts, records, tmp_path, *ELASTIC, "train.checkpoint_every=100000")
-    two_hosts.preempt("two", notice_s=8)
+    two_hosts.preempt("two", notice_s=30)
     noticed_at = time.time()
-    leaving = driver.wait_for(lambda e: e["event"] == "leaving", 30)
+    leaving = driver.wait_for(lambda e: e["event"] == "leaving", 120)
     record_property("seconds_from_notice_to_word", round(leaving["time"] - noticed_at, 1))
     assert "two" in leaving["machines"]
     record_property("seconds_from_notice_to_step", back_after_s(driver, noticed_at, attempt=2))
@@ -192,7 +223,7 @@ def test_a_host_that_will_be_taken_away_is_saved_from_and_trained_without(
     saved = [e["step"] for e in driver.events("checkpoint") if e["attempt"] == 1]
     assert saved == [leaving["step"]]
     assert max(e["step"] for e in driver.events("steps") if e["attempt"] == 1) > leaving["step"]
-    two_hosts.wait_until_left("two", 60)
+    two_hosts.wait_until_left("two", 120)
     driver.stop()
     assert driver.ended() == 130, driver.log.read_text()
     leaves_nothing(two_hosts)
