@@ -79,6 +79,41 @@ def begun(ray_head: Head, words: list[str]) -> Iterator[Begun]:
     cutter.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A submission that is refused, and the words of it."""
+
+    name: str
+    process: "subprocess.Popen[str]"
+    words: str
+
+
+@pytest.fixture(scope="module")
+def refusals(
+    ray_head: Head, words: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> list[Refusal]:
+    """Submitted beside what else runs, since they take room and time of nobody."""
+    info = tmp_path_factory.mktemp("packages") / "torch-2.0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0.0\n")
+    blocked = ray_head.folder / "file"
+    blocked.write_text("")
+    storage = f"run.storage={blocked}/runs"
+    told = {
+        "no-gpu": (["cluster.gpus_per_worker=1"], {}, r"needs 1 GPU.* cluster has 0"),
+        "no-store": ([storage], {}, r"RunError: run\.storage=.* cannot be"),
+        "no-torch": ([], {"PYTHONPATH": str(info.parent)}, r"has torch .*, expected 2\.0\.0, as"),
+    }
+    return [
+        Refusal(
+            name,
+            ray_head.start("submit", "train", *words, *more, "--run-id", name, **changed),
+            expected,
+        )
+        for name, (more, changed, expected) in told.items()
+    ]
+
+
 def until(look: Callable[[], Any], seconds: float = 90.0) -> Any:
     """The first answer that is true."""
     end = time.monotonic() + seconds
@@ -243,7 +278,7 @@ def rays_own_command(ray_head: Head, words: list[str], run: str) -> str:
 
 
 def test_an_evaluation_takes_a_workers_share_and_a_job_of_rays_own_command_is_known(
-    ray_head: Head, words: list[str], begun: Begun, tmp_path: Path
+    ray_head: Head, words: list[str], begun: Begun, refusals: list[Refusal], tmp_path: Path
 ):
     begun.wait_for_short()
     evaluated = ray_head.start("submit", "evaluate", "short", "--json")
@@ -301,36 +336,17 @@ def test_where_a_run_stands_is_read_on_the_head_and_leaves_no_job(ray_head: Head
 
 
 def test_what_cannot_run_is_refused_in_words_and_leaves_nothing(
-    ray_head: Head, words: list[str], begun: Begun, tmp_path: Path
+    ray_head: Head, refusals: list[Refusal]
 ):
-    begun.wait_for_short()
-    info = tmp_path / "torch-2.0.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0.0\n")
-    blocked = ray_head.folder / "file"
-    blocked.write_text("")
-    refused = {
-        "no-gpu": (["cluster.gpus_per_worker=1"], {}, r"needs 1 GPU.* cluster has 0"),
-        "no-store": ([f"run.storage={blocked}/runs"], {}, r"RunError: run\.storage=.* cannot be"),
-        "no-torch": (
-            [],
-            {"PYTHONPATH": str(info.parent)},
-            r"has torch .*, expected 2\.0\.0, as",
-        ),
-    }
-    before = sorted((ray_head.folder / "runs").iterdir())
-    started = {
-        name: ray_head.start("submit", "train", *words, *more, "--run-id", name, **changed)
-        for name, (more, changed, _) in refused.items()
-    }
-    for name, process in started.items():
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == ExitCode.USER_ERROR, err
-        assert out == f"job {name}: exit code 2\n"
-        assert re.search(refused[name][2], err), err
+    for refusal in refusals:
+        out, err = refusal.process.communicate(timeout=240)
+        assert refusal.process.returncode == ExitCode.USER_ERROR, err
+        assert out == f"job {refusal.name}: exit code 2\n"
+        assert re.search(refusal.words, err), err
         assert "cannot be told" not in err, "a run that never was is not looked at"
         assert "Traceback" not in err
-    assert sorted((ray_head.folder / "runs").iterdir()) == before
+    left = {path.name for path in (ray_head.folder / "runs").iterdir()}
+    assert left <= {"short", "long", "bare"}
 
 
 def test_a_cluster_that_refuses_the_token_is_an_error_that_says_why(ray_head: Head):
