@@ -37,10 +37,12 @@ def free_orphans(patience_s: float = _PATIENCE_S) -> int:
 def end_actor(actor: str | None) -> None:
     """Ends the actor with this id (hex) if it still lives: Ray also calls one lost that it did not
     reach for a second."""
-    from ray._private.worker import global_worker
+    from ray._private import worker
 
+    # It has a core worker only once it is connected, of which a type checker sees nothing.
+    connected: Any = worker.global_worker
     if actor is not None:
-        global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
+        connected.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
 
 
 def remove_orphans() -> set[bytes]:
