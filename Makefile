@@ -79,10 +79,11 @@ check: $(READY)
 	$(ENV) $(BIN)/pytest -q -n 2 tests/unit tests/properties
 
 # What starts Ray or several ranks has the machine for itself, but for what keeps to its own cluster
-# and minds no load; the rest shares its cores. The longest comes first: nothing long is put behind it.
+# and minds no load; the rest shares its cores, one test more than two, since some wait for a scrape.
+# The longest comes first: nothing long is put behind it.
 OWN_RAY := tests/chaos tests/hosts tests/ray/test_submit.py tests/ray/test_train.py
 test: check schema
-	$(ENV) $(BIN)/pytest -n 2 -m "not prove and not ray" tests/integration tests/watch tests/deploy
+	$(ENV) $(BIN)/pytest -n 3 -m "not prove and not ray" tests/integration tests/watch tests/deploy
 	$(ENV) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove" $(OWN_RAY)
 	$(ENV) $(BIN)/pytest -m "not prove" $(OWN_RAY:%=--ignore=%) tests/distributed tests/gpu tests/ray \
 	  tests/watch/test_watched_runs.py tests/integration/test_demo.py

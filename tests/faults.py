@@ -267,6 +267,7 @@ FAULTS = (
         ),
         also=frozenset({Cause.CE_REBOUND}),
         actions=frozenset({"sdm_weight", "flush_memory", "audit_sampler"}),
+        short=False,
     ),
     Fault(
         "SDM weight far too large",
@@ -427,5 +428,6 @@ FAULTS = (
         plant=plants.optimizer(plants.grow_head),
         overrides=(*LONGER, "optim.head_lr=1e-2", "train.max_steps=600"),
         actions=frozenset({"head_lr"}),
+        short=False,
     ),
 )

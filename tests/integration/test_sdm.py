@@ -31,8 +31,8 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_records(tmp_path_factory.mktemp("people"), people=60)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.prove)])
+@pytest.mark.prove
+@pytest.mark.parametrize("seed", [0, 1])
 def test_sdm_on_retrieves_better_than_sdm_off(people: Path, tmp_path: Path, seed: int):
     on = summary(people, tmp_path / "on", f"run.seed={seed}")
     off = summary(people, tmp_path / "off", f"run.seed={seed}", "loss.sdm.enabled=false")
