@@ -23,8 +23,9 @@ from service.cli_words import Answer, Run, add_checkpoint
 from service.errors import ConfigError, CrossReidError, ExitCode
 
 _EPILOG = """\
-exit codes: 0 done, 2 something to put right, 3 NO_GO, 4 paused, 5 a number became NaN or infinite,
-130 interrupted. CONFIG takes overrides as further words: train.max_steps=100
+exit codes: 0 done, 1 a fault of the program, or a job that was lost, 2 something to put right,
+3 NO_GO, 4 paused, 5 a number became NaN or infinite, 130 interrupted. CONFIG takes overrides as
+further words: train.max_steps=100
 """
 
 

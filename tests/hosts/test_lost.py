@@ -76,6 +76,7 @@ def leaves_nothing(machines: Machines) -> None:
         time.sleep(0.5)
     while set(machines.placement_groups()) != {"REMOVED"}:
         assert time.monotonic() < until
+        time.sleep(0.5)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
