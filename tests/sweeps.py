@@ -26,6 +26,7 @@ class Sweep:
         self.sent: list[tuple[str, Directive]] = []
         self.heard: list[tuple[str, Decision]] = []
         self.told: list[tuple[str, Any]] = []
+        self.killed: list[str] = []
         self.scheduler = GoNoGoScheduler(
             self.config,
             journal,
@@ -39,6 +40,7 @@ class Sweep:
         self.scheduler.attach(
             lambda key, directive: self.sent.append((key, directive)),
             lambda key, decision, state: self.heard.append((key, decision)),
+            self.killed.append,
         )
 
     def add(self, trial: str, status: str = "PENDING", **sample: Any) -> Any:
@@ -59,6 +61,7 @@ class Sweep:
     def report(self, report: HealthReport, trial: str = "a", directive: int = 0, **sample: Any):
         found = SimpleNamespace(trial_id=trial, config=sample)
         result = {"health": json.dumps(report.to_dict()), "directive": directive}
+        result |= {"process": f"process of {trial}", "controller": f"controller of {trial}"}
         return self.scheduler.on_trial_result(None, found, result)
 
 

@@ -28,14 +28,18 @@ _ALONE_S = 30.0
 
 
 class _ToTune(TuneReportCallback):
-    """Passes reports on with the id of the controller, in which it runs: whoever kills the trial
-    waits for that one's end."""
+    """Passes reports on with the ids of the trial's process, in which it is made, and of the
+    controller, in which it runs: whoever kills the trial ends the one and waits for the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = ray.get_runtime_context().get_actor_id()
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         controller = ray.get_runtime_context().get_actor_id()
-        told = [{**metrics[0], "controller": controller}, *metrics[1:]]
+        told = [{**metrics[0], "process": self._process, "controller": controller}, *metrics[1:]]
         super().after_report(run_context, told, checkpoint)
 
 

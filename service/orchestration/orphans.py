@@ -4,11 +4,13 @@ Ray ends the workers with their controller, but keeps their resources for the dr
 its dashboard runs; a second group of workers would wait for them for ever.
 """
 
+import contextlib
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import ray
+from ray.exceptions import ActorHandleNotFoundError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 QUIET_S = 3.0
@@ -35,14 +37,15 @@ def free_orphans(patience_s: float = _PATIENCE_S) -> int:
 
 
 def end_actor(actor: str | None) -> None:
-    """Ends the actor with this id (hex) if it still lives: Ray also calls one lost that it did not
-    reach for a second."""
+    """Ends the actor with this id (hex), which this process has made and not let go, if it still
+    lives: Ray also calls one lost that it did not reach for a second."""
     from ray._private import worker
 
     # It has a core worker only once it is connected, of which a type checker sees nothing.
     connected: Any = worker.global_worker
     if actor is not None:
-        connected.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
+        with contextlib.suppress(ActorHandleNotFoundError):
+            connected.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
 
 
 def remove_orphans() -> set[bytes]:

@@ -26,6 +26,7 @@ from service.orchestration.trials import TrialRecord, is_end, new_record, rebuil
 
 Send = Callable[[str, Directive], None]
 Listen = Callable[[str, Decision, PolicyState], None]
+Kill = Callable[[str], None]
 
 
 class GoNoGoScheduler(TrialScheduler):
@@ -59,20 +60,22 @@ class GoNoGoScheduler(TrialScheduler):
         self._now = now
         self._send: Send | None = None
         self._listen: Listen | None = None
+        self._kill: Kill | None = None
         self._restored: set[str] = set()
         self._open: set[str] = set()
         self.trials: dict[str, TrialRecord] = {}
         self.ended: set[str] = set()
         self.is_closed = False
 
-    def attach(self, send: Send, listen: Listen | None = None) -> None:
+    def attach(self, send: Send, listen: Listen | None = None, kill: Kill | None = None) -> None:
         """send: carries a directive to a trial and returns at once. listen: hears a trial's
-        decision and the policy's state after it."""
+        decision and the policy's state after it. kill: ends the actor with this id at once."""
         self._send = send
         self._listen = listen
+        self._kill = kill
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_send": None, "_listen": None}
+        return {**self.__dict__, "_send": None, "_listen": None, "_kill": None}
 
     def replay(self, lines: list[Line]) -> None:
         """Takes over what an earlier driver decided; lines: its journal's, without the head.
@@ -145,6 +148,7 @@ class GoNoGoScheduler(TrialScheduler):
             return TrialScheduler.CONTINUE
         report = _health(result, trial.trial_id)
         record = self._record(trial)
+        record.process = result.get("process", "")
         record.controller = result.get("controller", "")
         applied = int(result.get("directive", 0))
         self._repeat(trial.trial_id, record, applied)
@@ -152,7 +156,7 @@ class GoNoGoScheduler(TrialScheduler):
             self._judge(tune_controller, trial.trial_id, record, report, applied)
         record.step = max(record.step, report.step)
         if self._overdue(record):
-            record.killed = True
+            self._end_process(record)
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
@@ -181,7 +185,7 @@ class GoNoGoScheduler(TrialScheduler):
             if is_unwanted and trial.status in ("PENDING", "PAUSED"):
                 tune_controller.stop_trial(trial)
             elif record and trial.status == "RUNNING" and self._overdue(record):
-                record.killed = True
+                self._end_process(record)
                 tune_controller.stop_trial(trial)
         if self.is_closed:
             return None
@@ -268,6 +272,13 @@ class GoNoGoScheduler(TrialScheduler):
         if record.stop_at is None or record.is_at_end:
             return False
         return self._clock() - record.stop_at > self._grace_s
+
+    def _end_process(self, record: TrialRecord) -> None:
+        """Ends the trial's process before Tune asks it to leave: one that lingers would answer the
+        loss of its controller with a new one."""
+        record.killed = True
+        if self._kill is not None and record.process:
+            self._kill(record.process)
 
     def _end(self, tune_controller: Any, key: str, outcome: dict[str, Any]) -> None:
         """The trial has ended for good: it is not run again when the sweep is continued."""

@@ -22,8 +22,8 @@ class TrialRecord:
 
     step, total: of the last report. metrics: what it is compared by, at the last judged report.
     outcome: how it ended, as the trial told, {} if it was killed; None while it may go on.
-    stop_at: clock time of the first request to stop. killed: the grace period ran out. controller:
-    id of the actor that starts its workers, as last reported.
+    stop_at: clock time of the first request to stop. killed: the grace period ran out. process,
+    controller: ids of the actors that it runs in and that starts its workers, as last reported.
     """
 
     rules: Rules
@@ -37,6 +37,7 @@ class TrialRecord:
     outcome: dict[str, Any] | None = None
     stop_at: float | None = None
     killed: bool = False
+    process: str = ""
     controller: str = ""
 
     @property

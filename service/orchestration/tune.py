@@ -20,6 +20,7 @@ from service.orchestration.control import ControlReader, start_control
 from service.orchestration.loggers import check_loggers, make_loggers
 from service.orchestration.monitor import Monitor
 from service.orchestration.nested import run_trial
+from service.orchestration.orphans import end_actor
 from service.orchestration.progress import SWEEP, OnProgress, Update, ignore, teller
 from service.orchestration.room import require
 from service.orchestration.rows import (
@@ -102,7 +103,7 @@ def launch_tuning(
         scheduler = _scheduler(sweep, plan, on_progress)
         sinks = stack.enter_context(followed(sweep, on_progress, SWEEP))
         monitor = Monitor(config, exporter, on_progress, sinks, speaker=SWEEP)
-        scheduler.attach(reader.put, monitor.decided)
+        scheduler.attach(reader.put, monitor.decided, end_actor)
         served_at = f"; metrics at {exporter.address}" if exporter else ""
         head = f"{sweep.run_id} with {plan.trials} trials in {sweep.path}{served_at}"
         told = Update(SWEEP, total=plan.trials, messages=(head,), folder=str(sweep.path))

@@ -15,7 +15,7 @@ from service.orchestration.train import LOOK_S, stop_trials
 from service.orchestration.worker import error_name
 
 _DEAD_S = 60.0
-"""Seconds after which a killed trial's controller counts as dead, whatever Ray says of it."""
+"""Seconds after which what a killed trial ran in counts as dead, whatever Ray says of it."""
 
 
 class Watch:
@@ -89,17 +89,19 @@ class Watch:
         """Gives back what killed trials still hold; True when there is nothing left to give.
 
         Trials that stopped by themselves hold nothing. Ray's own cleaner does this only where its
-        dashboard runs. While a killed trial's controller lives, it answers the loss of its workers
-        with new ones; what it leaves belongs to nobody once it is dead.
+        dashboard runs. While a killed trial's process or controller lives, it answers the loss of
+        what it started with a new one; what they leave belongs to nobody once both are dead.
         """
         trials = list(self._scheduler.trials.items())
-        killed = {key: record.controller for key, record in trials if record.killed}
+        killed = {
+            key: (record.process, record.controller) for key, record in trials if record.killed
+        }
         going = killed.keys() - self._freed
         is_busy = bool(going) and bool(remove_orphans())
         now = time.monotonic()
         for key in going:
             killed_at = self._killed_at.setdefault(key, now)
-            lives = now - killed_at < _DEAD_S and not actor_is_dead(killed[key])
+            lives = now - killed_at < _DEAD_S and not all(map(actor_is_dead, killed[key]))
             if is_busy or lives:
                 self._quiet_since[key] = now
             elif now - self._quiet_since.setdefault(key, now) >= QUIET_S:

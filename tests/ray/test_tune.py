@@ -137,7 +137,7 @@ def test_a_trial_that_does_not_stop_is_killed_and_its_cpu_is_free(
     )
     assert row.steps < 5000
     assert sweep.exit_code == ExitCode.NO_GO
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while ray.available_resources().get("CPU", 0) < 2:
         assert time.monotonic() < until, "the killed trial still holds its CPU"
         time.sleep(0.2)

@@ -63,9 +63,11 @@ def test_a_trial_that_reports_past_the_grace_period_is_killed(sweep: Sweep):
     sweep.report(stuck(300))
     sweep.time = sweep.config.tune.grace_s
     assert sweep.report(stuck(400)) == CONTINUE
+    assert sweep.killed == []
     sweep.time = sweep.config.tune.grace_s + 0.1
     assert sweep.report(stuck(500)) == STOP
     assert sweep.scheduler.trials["a"].killed
+    assert sweep.killed == ["process of a"]
 
 
 def test_a_trial_that_falls_silent_past_the_grace_period_is_killed(sweep: Sweep):
@@ -75,6 +77,7 @@ def test_a_trial_that_falls_silent_past_the_grace_period_is_killed(sweep: Sweep)
     sweep.time = sweep.config.tune.grace_s + 0.1
     sweep.scheduler.choose_trial_to_run(tune)
     assert tune.stopped == ["silent"]
+    assert sweep.killed == ["process of silent"]
 
 
 def test_each_trial_is_judged_by_its_own_sample(sweep: Sweep):

@@ -373,7 +373,7 @@ def test_a_run_whose_workers_never_came_up_is_not_waited_for():
     assert len(looks) == 1
 
 
-def test_a_killed_trial_is_freed_once_its_controller_is_dead_and_nothing_came_for_a_while(
+def test_a_killed_trial_is_freed_once_all_it_ran_in_is_dead_and_nothing_came_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ):
     clock, dead, left = [0.0], set[str](), set[bytes]()
@@ -381,7 +381,7 @@ def test_a_killed_trial_is_freed_once_its_controller_is_dead_and_nothing_came_fo
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(watch, "actor_is_dead", lambda actor: actor in dead)
     monkeypatch.setattr(watch, "remove_orphans", lambda: looks.append(clock[0]) or left)
-    record = SimpleNamespace(killed=False, controller="c", outcome=None)
+    record = SimpleNamespace(killed=False, process="p", controller="c", outcome=None)
     scheduler: Any = SimpleNamespace(trials={"a": record})
     told: Any = Told(scheduler)
     watching = Watch(SimpleNamespace(), scheduler, told, told)  # type: ignore[arg-type]
@@ -393,8 +393,10 @@ def test_a_killed_trial_is_freed_once_its_controller_is_dead_and_nothing_came_fo
     assert free(0.0)
     record.killed = True
     assert not free(1.0)
-    assert not free(20.0)
     dead.add("c")
+    assert not free(10.0)
+    assert not free(20.0)
+    dead.add("p")
     assert not free(20.0 + QUIET_S - 0.1)
     left.add(b"late")
     assert not free(20.0 + QUIET_S)
@@ -405,7 +407,7 @@ def test_a_killed_trial_is_freed_once_its_controller_is_dead_and_nothing_came_fo
     asked = len(looks)
     assert free(1000.0)
     assert len(looks) == asked
-    scheduler.trials["b"] = SimpleNamespace(killed=True, controller="unknown", outcome=None)
+    scheduler.trials["b"] = SimpleNamespace(killed=True, process="", controller="", outcome=None)
     assert not free(1000.0)
     assert not free(1059.0)
     assert not free(1061.0)
