@@ -78,15 +78,15 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(ENV) $(BIN)/pytest -q -n 2 tests/unit tests/properties
 
-# What starts Ray or several ranks has the machine for itself, but for what keeps to its own cluster
-# and minds no load; the rest shares its cores, one test more than two, since some wait for a scrape.
-# The longest comes first: nothing long is put behind it.
-OWN_RAY := tests/chaos tests/hosts tests/ray/test_submit.py tests/ray/test_train.py
+# What starts Ray or several ranks runs a file at a time, two files beside each other, the longest
+# first: nothing long is put behind it. The rest shares the cores, one test more than two, since some
+# wait for a scrape.
+LONG := tests/chaos tests/integration/test_demo.py tests/hosts tests/ray/test_submit.py \
+  tests/watch/test_watched_runs.py tests/ray/test_train.py tests/ray/test_tune.py
 test: check schema
 	$(ENV) $(BIN)/pytest -n 3 -m "not prove and not ray" tests/integration tests/watch tests/deploy
-	$(ENV) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove" $(OWN_RAY)
-	$(ENV) $(BIN)/pytest -m "not prove" $(OWN_RAY:%=--ignore=%) tests/distributed tests/gpu tests/ray \
-	  tests/watch/test_watched_runs.py tests/integration/test_demo.py
+	$(ENV) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not prove" \
+	  $(LONG) tests/distributed tests/gpu tests/ray
 
 prove: $(READY)
 	$(ENV) $(BIN)/pytest -q -n 2 -m prove tests/integration

@@ -1,11 +1,13 @@
 """The job server of a Ray cluster over HTTP: jobs started, looked at, stopped, forgotten."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
 import shlex
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +35,9 @@ _TIMEOUT_S = (5.0, 30.0)
 """Seconds to connect, and to wait for an answer."""
 GIVE_UP_S = 300.0
 """Seconds for which a cluster may be away while somebody waits for a job."""
+_READY_S = 60.0
+"""Seconds that a cluster may take, once its dashboard answers, until it takes jobs."""
+_NOT_READY = "No available agent to submit job"
 STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 """Seconds that Ray leaves a job to end when it is asked to."""
 _ENTRYPOINT = re.compile(r"-m jobs\.(\w+)\b(.*)")
@@ -92,14 +97,16 @@ class ClusterJobs:
         Raises:
             TakenError: there was a job of that name.
         """
+        send = functools.partial(
+            self._client.submit_job,
+            entrypoint=shlex.join(["python", "-m", *words]),
+            submission_id=job_id,
+            runtime_env={"working_dir": str(package), "env_vars": variables},
+            metadata=metadata,
+            entrypoint_resources=HEAD,
+        )
         with self._asked(taken=job_id):
-            self._client.submit_job(
-                entrypoint=shlex.join(["python", "-m", *words]),
-                submission_id=job_id,
-                runtime_env={"working_dir": str(package), "env_vars": variables},
-                metadata=metadata,
-                entrypoint_resources=HEAD,
-            )
+            _once_ready(send)
 
     def all(self) -> list[Job]:
         """Our jobs that the cluster remembers, oldest first."""
@@ -166,6 +173,19 @@ class ClusterJobs:
                 f"the cluster at {where} could not do it: {first_line(str(error))}; see the "
                 "head's logs/dashboard.log"
             ) from error
+
+
+def _once_ready(send: Callable[[], Any]) -> None:
+    """Sends a job, and again while the cluster, which has just come up, takes none yet."""
+    until = time.monotonic() + _READY_S
+    while True:
+        try:
+            send()
+            return
+        except RuntimeError as error:
+            if _NOT_READY not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(1.0)
 
 
 class TakenError(Exception):

@@ -1,11 +1,13 @@
 """Writes checkpoints in the background: training hands over a copy and goes on.
 
 One is written at a time and at most one waits; a newer one takes the place of a waiting one, so a
-slow store costs checkpoints and never steps.
+slow store costs checkpoints and never steps. The memory of a copy is kept for a later one: there
+are as many as were ever needed at once, one where a write ends before the next save, else three.
 """
 
 import contextlib
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,9 @@ from service.training.store import Store
 
 PAUSES_S = (1.0, 4.0)
 """Seconds before each further try; a checkpoint whose last try fails has failed."""
+TURN_S = 0.0001
+"""Seconds after which the writing thread lets training have the interpreter again. Training gives
+it away with most of its calls, and with Python's own 5 ms would lose as much at each."""
 TELL_S = 30.0
 """Seconds after which a checkpoint that the run waits for is told of, and again."""
 
@@ -54,6 +59,7 @@ class CheckpointWriter:
         self._changed = threading.Condition()
         self._newest = 0
         self._waiting: _Taken | None = None
+        self._spares: list[State] = []
         self._is_writing = False
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -63,11 +69,15 @@ class CheckpointWriter:
 
     def write(self, state: State, step: int, score: float | None = None) -> None:
         """Takes a copy now and returns; it is written in the background. score: CE over ln C."""
-        taken = _Taken(snapshot(state), step, score)
+        with self._changed:
+            spare = self._spares.pop() if self._spares else None
+        taken = _Taken(snapshot(state, spare), step, score)
         with self._changed:
             replaced, self._waiting, self._newest = self._waiting, taken, step
+            self._spares += [replaced.state] if replaced else []
             self._changed.notify_all()
         if self._thread is None:
+            sys.setswitchinterval(min(TURN_S, sys.getswitchinterval()))
             self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
             self._thread.start()
         if replaced is not None:
@@ -97,6 +107,7 @@ class CheckpointWriter:
             self._say(events.checkpoint_slow(self._newest, waited_s))
         with self._changed:
             self._is_closed, self._waiting = True, None
+            self._spares.clear()
             self._changed.notify_all()
             is_held_up = self._is_writing
         if self._thread is not None and not is_held_up:
@@ -119,8 +130,8 @@ class CheckpointWriter:
     def _run(self) -> None:
         while taken := self._next():
             self._try(taken)
-            # Not kept until the next one comes: it is as large as the model and its optimiser.
-            del taken
+            with self._changed:
+                self._spares.append(taken.state)
 
     def _try(self, taken: _Taken) -> None:
         try:

@@ -126,6 +126,25 @@ def test_a_snapshot_shares_nothing_with_what_it_was_taken_of():
     assert taken["n"] == ["a"]
 
 
+def test_a_snapshot_takes_the_memory_of_a_spare_one_where_it_fits():
+    spare = snapshot({"a": torch.ones(3), "b": [torch.ones(2)], "c": torch.ones(2), "d": 1})
+    places = {"a": spare["a"].data_ptr(), "b": spare["b"][0].data_ptr()}
+    value = {
+        "a": torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0])),
+        "b": (torch.tensor([4.0, 5.0]), torch.tensor([6.0])),
+        "c": torch.tensor([7, 8]),
+        "d": torch.arange(4).view(2, 2).t(),
+        "e": torch.tensor(9.0).expand(2),
+    }
+    taken = snapshot(value, spare)
+    assert {"a": taken["a"].data_ptr(), "b": taken["b"][0].data_ptr()} == places
+    assert taken["a"].tolist() == [1, 2, 3]
+    assert [part.tolist() for part in taken["b"]] == [[4, 5], [6]]
+    assert (taken["c"].dtype, taken["c"].tolist()) == (torch.int64, [7, 8])
+    assert (taken["d"].tolist(), taken["e"].tolist()) == ([[0, 2], [1, 3]], [9, 9])
+    assert not taken["a"].requires_grad
+
+
 def test_the_best_has_the_lowest_score_and_the_earliest_of_equals(tmp_path: Path):
     store = FolderStore(tmp_path)
     for step, score in ((1, None), (2, 0.9), (3, 0.7), (4, 0.7), (5, 0.8)):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -438,6 +439,39 @@ def test_what_keeps_a_job_from_being_sent_is_told_in_words(
     jobs = ClusterJobs("http://head:8265")
     with pytest.raises(ClusterError, match=message):
         jobs.submit("one", ["jobs.train"], package=tmp_path, variables={}, metadata={})
+
+
+@pytest.mark.parametrize(("refusals", "is_sent"), [(0, True), (3, True), (1000, False)])
+def test_a_job_is_sent_again_to_a_cluster_that_takes_none_yet(
+    refusals: int, is_sent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tries, clock = [0], [0.0]
+
+    class Client:
+        def submit_job(self, **words: Any) -> None:
+            tries[0] += 1
+            if tries[0] <= refusals:
+                raise RuntimeError("status code 500: No available agent to submit job, please try")
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(ClusterJobs, "_connect", lambda self: Client())
+    monkeypatch.setattr(
+        cluster_jobs, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0])
+    )
+    jobs = ClusterJobs("http://head:8265")
+
+    def submit() -> None:
+        jobs.submit("one", ["jobs.train"], package=tmp_path, variables={}, metadata={})
+
+    if is_sent:
+        submit()
+        assert tries == [refusals + 1]
+    else:
+        with pytest.raises(ClusterError, match="No available agent"):
+            submit()
+        assert 60 <= clock[0] <= 62
 
 
 @pytest.fixture
