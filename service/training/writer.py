@@ -10,7 +10,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from service.errors import CheckpointError
@@ -22,7 +22,7 @@ from service.training.store import Store
 PAUSES_S = (1.0, 4.0)
 """Seconds before each further try; a checkpoint whose last try fails has failed."""
 TURN_S = 0.0001
-"""Seconds after which the writing thread lets training have the interpreter again. Training gives
+"""Seconds after which a thread that writes lets training have the interpreter again. Training gives
 it away with most of its calls, and with Python's own 5 ms would lose as much at each."""
 TELL_S = 30.0
 """Seconds after which a checkpoint that the run waits for is told of, and again."""
@@ -77,7 +77,6 @@ class CheckpointWriter:
             self._spares += [replaced.state] if replaced else []
             self._changed.notify_all()
         if self._thread is None:
-            sys.setswitchinterval(min(TURN_S, sys.getswitchinterval()))
             self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
             self._thread.start()
         if replaced is not None:
@@ -129,7 +128,8 @@ class CheckpointWriter:
 
     def _run(self) -> None:
         while taken := self._next():
-            self._try(taken)
+            with _taking_turns():
+                self._try(taken)
             with self._changed:
                 self._spares.append(taken.state)
 
@@ -193,3 +193,14 @@ class CheckpointWriter:
             self._store.sweep()
         except CheckpointError as error:
             self._say(events.checkpoint_stays(newest, str(error)))
+
+
+@contextlib.contextmanager
+def _taking_turns() -> Iterator[None]:
+    """All threads of the process take turns of `TURN_S` at most while it is open."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(TURN_S, before))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
