@@ -13,11 +13,12 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from service.data.images import prepare_image, read_image
@@ -27,6 +28,7 @@ from service.data.shards import QuerySet, Record, write_queries, write_shard
 from service.data.threads import in_order, usable_cpus
 from service.errors import DataError
 from service.modality import Modality
+from service.redaction import shown_url
 from service.stores import open_store, reaching
 
 QUARANTINE_FILE = "quarantine.json"
@@ -62,8 +64,8 @@ def ingest(
 
     Raises:
         DataError: for data that does not hold together, too many bad images, a query kind that
-            loses all its queries, a target that exists, or a disk that is full. Nothing is left at
-            `out` then.
+            loses all its queries, a target that exists, a disk that is full, or a store that loses
+            data. Nothing is left at `out` then, unless a store takes nothing away again.
     """
     _check_settings(image_size, context_length, shard_rows, max_quarantine_share)
     if threads is not None and threads < 1:
@@ -99,9 +101,14 @@ def _check_settings(
 
 
 def _check_free(out: str, root: str, local: bool) -> None:
-    """Refuses a target that holds something; an empty folder is free."""
+    """Refuses a target that holds something, or is mounted; an empty folder is free."""
     if local:
         path = Path(root)
+        if path.is_mount():
+            raise DataError(
+                f"{out} is a mount point, whose place the finished records cannot take; name a "
+                f"folder in it, as in {out.rstrip('/')}/records"
+            )
         taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     else:
         fs, _ = open_store(out)
@@ -139,8 +146,55 @@ def _publish(work: Path, out: str, manifest: Manifest, local: bool) -> None:
             return
         names = sorted(path.name for path in work.iterdir() if path.name != MANIFEST_FILE)
         fs.makedirs(root, exist_ok=True)
-        fs.put([str(work / name) for name in names], [f"{root}/{name}" for name in names])
-        fs.pipe_file(f"{root}/{MANIFEST_FILE}", manifest.to_json())
+        try:
+            fs.put([str(work / name) for name in names], [f"{root}/{name}" for name in names])
+            _check_sizes(fs, root, out, {name: (work / name).stat().st_size for name in names})
+            _put_manifest(fs, root, out, manifest.to_json())
+        except BaseException:
+            # A manifest that was not read back must not count, and a full store needs the room.
+            with suppress(Exception):
+                _take_back(fs, root, [MANIFEST_FILE, *names])
+            raise
+
+
+def _check_sizes(fs: AbstractFileSystem, root: str, out: str, sizes: dict[str, int]) -> None:
+    """Refuses a store that does not hold the files with these sizes in bytes."""
+    fs.invalidate_cache()
+    for name, size in sizes.items():
+        try:
+            found = int(fs.info(f"{root}/{name}")["size"])
+        except FileNotFoundError:
+            raise _lost(out, name, size, "is not there") from None
+        if found != size:
+            raise _lost(out, name, size, f"has {found}")
+
+
+def _put_manifest(fs: AbstractFileSystem, root: str, out: str, data: bytes) -> None:
+    """Writes the manifest and reads it back."""
+    path = f"{root}/{MANIFEST_FILE}"
+    fs.pipe_file(path, data)
+    fs.invalidate_cache()
+    try:
+        found = fs.cat_file(path)
+    except FileNotFoundError:
+        raise _lost(out, MANIFEST_FILE, len(data), "is not there") from None
+    if found != data:
+        raise _lost(out, MANIFEST_FILE, len(data), f"was read back with {len(found)}, not the same")
+
+
+def _lost(out: str, name: str, size: int, found: str) -> DataError:
+    return DataError(
+        f"{shown_url(out).rstrip('/')}/{name} was written with {size} bytes and {found}: the store "
+        "loses data; ingest into another one"
+    )
+
+
+def _take_back(fs: AbstractFileSystem, root: str, names: Sequence[str]) -> None:
+    """Takes away those of the files that are there."""
+    fs.invalidate_cache()
+    for name in names:
+        if fs.exists(f"{root}/{name}"):
+            fs.rm_file(f"{root}/{name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from service.errors import ConfigError, CrossReidError, DataError, ExitCode
 from service.orchestration.interrupts import terminated_as_interrupted
 from service.orchestration.job import ACCEPTED
 from service.orchestration.passwords import refuse_passwords
-from service.orchestration.preflight import preflight
+from service.orchestration.preflight import preflight, preflight_records
 from service.orchestration.progress import OnProgress, PlainProgress, Update, rows_progress
 from service.orchestration.runs import check_run_id, is_run, open_run
 from service.orchestration.versions import REFUSED
@@ -138,6 +138,7 @@ def _ingest(words: list[str], told: _Told) -> int:
     if not Path(words[0]).is_dir():
         raise DataError(f"there is no folder {words[0]} on this machine")
     size = parse_size(words[2])
+    preflight_records(words[1], told.write)
     told.accept(words[0], f" into {words[1]}")
     show = rows_progress(PlainProgress(told.write), words[0])
     manifest = ingest(words[0], words[1], image_size=size, progress=show)

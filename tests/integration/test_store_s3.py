@@ -1,5 +1,7 @@
 """Checkpoints in S3: a real client against a real S3 API on loopback."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,43 @@ def test_a_run_with_its_checkpoints_in_s3_survives_and_keeps_the_best_and_the_la
     straight = without_clock(load(open_checkpoints(None, plain.path), 40))
     again = without_clock(load(store, 40))
     assert all(same(straight[part], again[part]) for part in straight)
+
+
+def test_uploads_that_fail_once_and_then_are_slow_lose_no_checkpoint_in_silence(
+    records: Path, tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Every file fails at first. The first that then goes up takes until others wait behind it."""
+    tried, is_late = set[str](), threading.Event()
+    upload = s3fs.S3FileSystem._pipe_file
+
+    async def fail_then_wait(fs: Any, path: str, data: bytes, **words: Any) -> Any:
+        if path not in tried:
+            tried.add(path)
+            raise OSError("connection reset")
+        assert await asyncio.to_thread(is_late.wait, 60)
+        await asyncio.sleep(0.05)
+        return await upload(fs, path, data, **words)
+
+    def progress(step: int, total: int, line: dict[str, Any]) -> None:
+        if step >= 35:
+            is_late.set()
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_pipe_file", fail_then_wait)
+    s3fs.S3FileSystem.clear_instance_cache()
+    keeping = override(config(records, tmp_path), ["train.keep_checkpoints=99"])
+    run = create_run(keeping, "slow")
+    train(run.config, run.path, Distributed.single(), Ports(progress=progress))
+
+    kinds = ("checkpoint", "checkpoint_skipped", "checkpoint_failed")
+    told = {
+        kind: [e["step"] for e in read_journal(run.path) if e["event"] == kind] for kind in kinds
+    }
+    assert sorted(step for steps in told.values() for step in steps) == [10, 20, 30, 40]
+    store = open_checkpoints(run.config.run.checkpoints, run.path)
+    assert told["checkpoint"] == store.steps()
+    assert {10, 40} <= set(store.steps())
+    assert 20 in told["checkpoint_skipped"]
+    assert all(load(store, step)["progress"]["step"] == step for step in store.steps())
 
 
 def put_and_read(store: Store, step: int, size: int) -> None:

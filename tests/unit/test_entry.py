@@ -21,6 +21,7 @@ from service.orchestration.runs import create_run
 from service.settings import load_config, override
 from service.telemetry.logs import LOGGER
 from service.training.ports import Outcome
+from tests.faulty import FaultyFileSystem, register
 
 JOBS = sorted(Path(__file__).parents[2].glob("jobs/[a-z]*.py"))
 
@@ -191,6 +192,36 @@ def test_a_stopped_ingest_takes_its_half_done_work_away(
     words = [f"{tmp_path}/o", f"{tmp_path}/r", "32x32"]
     assert entry.ingest_entry(words) == ExitCode.INTERRUPTED
     assert [path.name for path in tmp_path.iterdir()] == ["o"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("refuses", "cannot be written"), ("truncates", "loses what is written")]
+)
+def test_an_ingest_is_not_accepted_where_its_records_would_be_lost(
+    tmp_path: Path, log: list[str], fault: str, words: str
+):
+    """Before its folder is read, which here is none to read."""
+    register()
+    faults = FaultyFileSystem.fresh()
+    setattr(faults, fault, "state.pt")
+    asked = [str(tmp_path), "faulty://bucket/rec", "32x32"]
+    assert entry.ingest_entry(asked) == ExitCode.USER_ERROR
+    assert FaultyFileSystem.files() == []
+    FaultyFileSystem.fresh()
+    (told,) = log
+    assert told.startswith("refused: DataError: RECORDS=faulty://bucket/rec ")
+    assert words in told
+
+
+def test_an_ingest_is_not_accepted_into_the_jobs_own_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+):
+    package = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    assert entry.ingest_entry([str(tmp_path), "rec", "32x32"]) == ExitCode.USER_ERROR
+    assert "refused: ConfigError: RECORDS=rec lies in the job's own package" in log[-1]
+    assert list(package.iterdir()) == []
 
 
 def test_an_ingest_with_a_password_among_its_words_is_refused(log: list[str]):

@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -16,6 +18,7 @@ from service.data.ingest import ingest
 from service.data.records import Records
 from service.errors import DataError
 from service.modality import Modality
+from tests.faulty import Faults, FaultyFileSystem, register
 from tests.orbench import OrbenchFolder, jpeg, refuses, run, write_orbench
 
 SIZE = (24, 12)
@@ -342,3 +345,88 @@ def test_a_remote_target_gets_the_manifest_last(data):
 
 def names(fs) -> list[str]:
     return [Path(path).name for path in fs.find("/bucket/new")]
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """The faults of a store whose uploads are writes like all others."""
+
+    def put_file(fs: FaultyFileSystem, lpath: str, rpath: str, **_: Any) -> None:
+        fs.pipe_file(rpath, Path(lpath).read_bytes())
+
+    monkeypatch.setattr(FaultyFileSystem, "put_file", put_file)
+    register()
+    yield FaultyFileSystem.fresh()
+    FaultyFileSystem.fresh()
+
+
+def refused_by_the_store(data: OrbenchFolder, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ingest(data.root, "faulty://bucket/new", image_size=SIZE)
+
+
+def test_a_store_that_refuses_is_told_and_left_empty(data: OrbenchFolder, faults: Faults):
+    faults.refuses = True
+    refused_by_the_store(data, "cannot reach faulty://bucket/new: .*access denied")
+    assert FaultyFileSystem.files() == []
+
+
+@pytest.mark.parametrize("file", ["train-00000.arrow", "queries.arrow", "quarantine.json"])
+def test_a_store_that_cuts_a_file_gets_no_manifest(data: OrbenchFolder, faults: Faults, file: str):
+    faults.truncates = file
+    words = rf"^faulty://bucket/new/{file} was written with (\d+) bytes and has (\d+): the store .*"
+    refused_by_the_store(data, words + "ingest into another one")
+    assert not any(path.endswith("manifest.json") for path in faults.writes)
+    assert FaultyFileSystem.files() == []
+
+
+def test_a_store_that_has_lost_a_file_is_told(
+    data: OrbenchFolder, faults: Faults, monkeypatch: pytest.MonkeyPatch
+):
+    write = FaultyFileSystem.pipe_file
+
+    def lose(fs: FaultyFileSystem, path: str, value: bytes) -> None:
+        if not path.endswith("queries.arrow"):
+            write(fs, path, value)
+
+    monkeypatch.setattr(FaultyFileSystem, "pipe_file", lose)
+    refused_by_the_store(data, r"queries\.arrow was written with \d+ bytes and is not there: the")
+    assert FaultyFileSystem.files() == []
+
+
+def test_a_manifest_that_is_not_read_back_as_written_does_not_count(
+    data: OrbenchFolder, faults: Faults
+):
+    faults.truncates = "manifest.json"
+    words = (
+        r"new/manifest\.json was written with \d+ bytes and was read back with \d+, not the same"
+    )
+    refused_by_the_store(data, words)
+    assert FaultyFileSystem.files() == []
+    faults.truncates = ""
+    manifest = ingest(data.root, "faulty://bucket/new", image_size=SIZE)
+    assert Records.open("faulty://bucket/new", "train").fingerprint == manifest.fingerprint
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route"), KeyboardInterrupt()])
+def test_a_manifest_that_cannot_be_read_back_does_not_count(
+    data: OrbenchFolder,
+    faults: Faults,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+):
+    def fail(*_: Any, **__: Any) -> bytes:
+        raise error
+
+    monkeypatch.setattr(FaultyFileSystem, "cat_file", fail)
+    with pytest.raises((DataError, KeyboardInterrupt)):
+        ingest(data.root, "faulty://bucket/new", image_size=SIZE)
+    assert faults.writes[-1].endswith("manifest.json")
+    assert FaultyFileSystem.files() == []
+
+
+def test_a_mount_point_is_refused_before_anything_is_read(
+    data: OrbenchFolder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    refuses(data, "out is a mount point, .*name a folder in it, as in .*/out/records")

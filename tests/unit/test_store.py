@@ -1,5 +1,6 @@
 """Checkpoint stores: whole or not there, in a local folder as under any URL."""
 
+import errno
 import os
 import stat
 import threading
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import CheckpointError, StoreError
+from service.training import store as store_module
 from service.training.store import FolderStore, Store, UrlStore, open_checkpoints
 from tests.faulty import Faults, FaultyFileSystem, register
 
@@ -269,6 +271,32 @@ def test_two_writers_of_one_folder_do_not_mix(tmp_path: Path):
     assert store.read(1, "state.pt") == values[0]
     store.sweep()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_00000001"]
+
+
+@pytest.mark.parametrize("step", [5, 6])
+@pytest.mark.parametrize("full_at", ["state.pt", "manifest.json"])
+def test_a_disk_that_fills_up_half_way_keeps_the_older_checkpoint_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str, step: int
+):
+    """Also where the older one is of the same step, whose place the new one takes."""
+    store, write = FolderStore(tmp_path), store_module._write
+    store.put(5, b"old state", b"old manifest")
+
+    def fill_up(path: Path, data: bytes) -> None:
+        if path.name != full_at:
+            return write(path, data)
+        path.write_bytes(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(store_module, "_write", fill_up)
+    with pytest.raises(StoreError, match=r"checkpoint_0+\d: .*No space left.*; free space"):
+        store.put(step, b"new state", b"new manifest")
+    assert store.steps() == [5]
+    assert (store.read(5, "state.pt"), store.read(5, "manifest.json")) == (
+        b"old state",
+        b"old manifest",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_00000005"]
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_left_clean(tmp_path: Path):
