@@ -29,7 +29,7 @@ _ALONE_S = 30.0
 
 class _ToTune(TuneReportCallback):
     """Passes reports on with the ids of the trial's process, in which it is made, and of the
-    controller, in which it runs: whoever kills the trial ends the one and waits for the other."""
+    controller, in which it runs: whoever kills the trial ends the one and waits for both."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -37,8 +37,8 @@ def free_orphans(patience_s: float = _PATIENCE_S) -> int:
 
 
 def end_actor(actor: str | None) -> None:
-    """Ends the actor with this id (hex), which this process has made and not let go, if it still
-    lives: Ray also calls one lost that it did not reach for a second."""
+    """Ends the actor with this id (hex) if it still lives, also one that Ray only took for lost;
+    nothing happens where this process did not make it, or has let it go."""
     from ray._private import worker
 
     # It has a core worker only once it is connected, of which a type checker sees nothing.

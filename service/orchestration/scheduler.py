@@ -33,8 +33,8 @@ class GoNoGoScheduler(TrialScheduler):
     """Decides on every report of every trial; its base compares them and starts them in order.
 
     config: what the trials' samples are laid over. journal: JSON lines, appended. base: FIFO when
-    None. clock: seconds, rising. now: Unix seconds, for the journal. Send and listen are given by
-    `attach`, since Tune pickles its scheduler, which must hold no actor handle then.
+    None. clock: seconds, rising. now: Unix seconds, for the journal. `attach` gives it send, listen
+    and kill, since Tune pickles its scheduler, which must hold no actor handle then.
     trials: by trial id, from the moment Tune has made one. ended: ids of trials that will not go on
     in this driver. is_closed: set to start no more trials and to drop those that wait.
 

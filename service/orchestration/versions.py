@@ -17,6 +17,7 @@ VARIABLE = "CROSSREID_SUBMITTED_WITH"
 REFUSED = "refused: "
 """How the line begins by which a job says that it ended before it changed anything."""
 _MISSING = "none"
+_HEAD = "the cluster's head"
 _USER_ERROR = 2
 
 
@@ -38,10 +39,15 @@ def wanted(image: str, *, any_versions: bool) -> dict[str, str]:
     return {VARIABLE: json.dumps(told)}
 
 
-def misfit(found: dict[str, str], image: str, expected: dict[str, str] | None = None) -> str:
+def misfit(
+    found: dict[str, str],
+    image: str,
+    expected: dict[str, str] | None = None,
+    where: str = _HEAD,
+) -> str:
     """What differs and what to do; empty when nothing does, or `found` does not name it.
 
-    image: the one that fits. expected: None is this process's own.
+    image: the one that fits. expected: None is this process's own. where: what has `found`.
     """
     expected = expected or versions()
     other = [name for name in expected if found.get(name, expected[name]) != expected[name]]
@@ -49,10 +55,19 @@ def misfit(found: dict[str, str], image: str, expected: dict[str, str] | None = 
         return ""
     differing = "; ".join(f"{name} {found[name]}, expected {expected[name]}" for name in other)
     return (
-        f"the cluster's head has {differing}, as on the machine that submits; run the cluster "
+        f"{where} has {differing}, as on the machine that submits; run the cluster "
         f"on the image {image} (docker/Dockerfile, see deploy/README.md), or install the cluster's "
         "versions where you submit"
     )
+
+
+def unfit(where: str) -> str:
+    """What this process, called `where`, has else than its job was submitted with, and what to do;
+    empty when nothing differs, nobody told what to expect, or --any-versions takes it."""
+    told = json.loads(os.environ.get(VARIABLE) or "null")
+    if told is None or told["any"]:
+        return ""
+    return misfit(versions(), told["image"], told["versions"], where)
 
 
 def check_versions() -> None:

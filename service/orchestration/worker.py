@@ -24,6 +24,7 @@ from service.orchestration.cluster import first_line
 from service.orchestration.control import ControlClient, find_control
 from service.orchestration.fence import cut_off_s, fenced
 from service.orchestration.scalars import scalars
+from service.orchestration.versions import unfit
 from service.rollcall import is_lost_peer, name_of_this_process
 from service.settings import load_text
 
@@ -88,12 +89,15 @@ def run_worker(values: dict[str, Any]) -> dict[str, Any]:
     Returns {"outcome": ...}, or {"error": ...} for what the user must act on: neither is retried.
 
     Raises:
-        WorkerFault: the program failed, or this rank alone ran out of memory.
+        WorkerFault: the program failed, this rank alone ran out of memory, or it has other versions
+            of Python, Ray or torch than its job was submitted with.
         LostRankError: another process hangs or has ended, or this rank's GPU failed; Ray starts all
             workers again.
         RuntimeError: it did so before the ranks had found each other.
     """
     job = Job(**values)
+    if found := unfit(f"the worker with {name_of_this_process()}"):
+        raise WorkerFault(found, "", error_values(ClusterError(found)))
     _quieten_ray()
     try:
         return {"outcome": _train(job).to_dict()}

@@ -2,7 +2,8 @@
 
 One is written at a time and at most one waits; a newer one takes the place of a waiting one, so a
 slow store costs checkpoints and never steps. The memory of a copy is kept for a later one: there
-are as many as were ever needed at once, one where a write ends before the next save, else three.
+are as many as were ever needed at once: one where a write ends before the next save, else two or
+three.
 """
 
 import contextlib
@@ -131,7 +132,8 @@ class CheckpointWriter:
             with _taking_turns():
                 self._try(taken)
             with self._changed:
-                self._spares.append(taken.state)
+                if not self._is_closed:
+                    self._spares.append(taken.state)
 
     def _try(self, taken: _Taken) -> None:
         try:

@@ -16,7 +16,7 @@ from tests.chaos.table import table
 
 TOTAL = 120
 ONLY_LONG = (Victim.BARRIER, Victim.FROZEN)
-SEED = int(os.environ.get("CHAOS_SEED", "6"))
+SEED = int(os.environ.get("CHAOS_SEED", "16"))
 KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
 
 
@@ -36,4 +36,5 @@ def test_a_run_survives_the_death_of_each_of_its_processes(tmp_path: Path, ray_f
     struck, differences = campaign.chase("chased", kills)
     print(table(struck))
     assert differences == []
-    assert len(struck) >= KILLS - 1  # the last one may come too late
+    # The last one may come too late.
+    assert {found.kill for found in struck} >= set(kills[:-1])

@@ -55,7 +55,10 @@ class Head:
         return sys.executable
 
     def environment(self, **changed: str | None) -> dict[str, str]:
-        values = clean_environment(self.folder) | {"RAY_API_SERVER_ADDRESS": self.address}
+        values = clean_environment(self.folder) | {
+            "RAY_API_SERVER_ADDRESS": self.address,
+            "TMPDIR": str(self.folder / "tmp"),
+        }
         values |= {name: value for name, value in changed.items() if value is not None}
         return {name: value for name, value in values.items() if name not in _gone(changed)}
 
@@ -95,6 +98,7 @@ def head(folder: Path, cpus: int = 2) -> Iterator[Head]:
     """A cluster in `folder` with so many logical CPUs; afterwards none of its processes is left."""
     token = secrets.token_hex(16)
     (folder / ".ray").mkdir(parents=True)
+    (folder / "tmp").mkdir()
     (folder / ".ray" / "auth_token").write_text(token)
     ports = _free_ports(len(_PORTS))
     # A socket's path has 107 bytes at most, and Ray's own part of it is long.

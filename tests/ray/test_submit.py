@@ -4,6 +4,7 @@ The commands run as processes of their own, from a checkout with a change in it;
 this process.
 """
 
+import contextlib
 import json
 import re
 import shlex
@@ -28,7 +29,10 @@ from tests.states import checkpoints, step_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SHORT = ("train.max_steps=40", "policy.go=0.99", "policy.hold=0.995", "policy.collapse=0.999")
+SHORT = (
+    *("train.max_steps=40", "policy.go=0.99", "policy.hold=0.995", "policy.collapse=0.999"),
+    *("telemetry.enabled=true", "telemetry.port=0", "telemetry.linger_s=0"),
+)
 """Learns enough for a GO by its end."""
 LONG = ("train.max_steps=10000", "train.checkpoint_every=20")
 
@@ -252,6 +256,16 @@ def test_a_detached_run_is_looked_at_stopped_with_a_checkpoint_and_goes_on_from_
     assert killed.returncode == ExitCode.OK, killed.stderr
     assert "run long was killed at step" in killed.stdout
 
+    kept = step_of(checkpoints(folder)[-1])
+    again = ray_head.run("submit", "train", "--resume", "long", "--detach")
+    assert again.returncode == ExitCode.OK, again.stderr
+    until(lambda: sum(e["event"] == "start" for e in read_journal(folder)) == 3, 240)
+    starts = [e for e in read_journal(folder) if e["event"] == "start"]
+    assert starts[-1]["step"] >= kept >= step
+    stopped = ray_head.run("stop", "long")
+    assert stopped.returncode == ExitCode.OK, stopped.stderr
+    assert checkpoints(folder)
+
 
 def rays_own_command(ray_head: Head, words: list[str], run: str) -> str:
     """Starts a job with the line of README.md, which is for those without this command; Ray's name
@@ -346,22 +360,56 @@ def test_what_cannot_run_is_refused_in_words_and_leaves_nothing(
         assert "cannot be told" not in err, "a run that never was is not looked at"
         assert "Traceback" not in err
     left = {path.name for path in (ray_head.folder / "runs").iterdir()}
-    assert left <= {"short", "long", "bare"}
+    assert left <= {"short", "long", "bare", "exporters"}
 
 
-def test_a_cluster_that_refuses_the_token_is_an_error_that_says_why(ray_head: Head):
+def test_a_cluster_that_refuses_the_token_is_an_error_that_says_why(
+    ray_head: Head, words: list[str]
+):
+    submit = ("submit", "train", *words, "--run-id", "nobodys")
+    refused = ray_head.start(*submit, RAY_AUTH_TOKEN="0123wrong4567")
     wrong = ray_head.start("list", RAY_AUTH_TOKEN="0123wrong4567")
     missing = ray_head.start("status", "short", HOME=str(ray_head.folder / "nobody"))
     expected = [
+        (refused, "refuses the token that was found in RAY_AUTH_TOKEN"),
         (wrong, "refuses the token that was found in RAY_AUTH_TOKEN"),
         (missing, "wants a token, and none was found"),
     ]
-    for process, words in expected:
+    for process, told in expected:
         out, err = process.communicate(timeout=120)
         assert (process.returncode, out) == (ExitCode.USER_ERROR, "")
-        assert words in err
+        assert told in err
         assert "wrong4567" not in err
         assert "Traceback" not in err
+    assert not (ray_head.folder / "runs" / "nobodys").exists()
+
+
+@pytest.mark.prove
+def test_a_submitted_sweep_is_looked_at_stopped_and_goes_on(ray_head: Head, words: list[str]):
+    space = "tune.space={optim.head_lr: {grid: [3e-3, 1e-3]}}"
+    sweep = (*words, space, "train.max_steps=2000", "train.checkpoint_every=20")
+    folder = ray_head.folder / "runs" / "swept"
+    begun = ray_head.run("submit", "tune", *sweep, "--run-id", "swept", "--detach")
+    assert begun.returncode == ExitCode.OK, begun.stderr
+    until(lambda: any(checkpoints(trial) for trial in folder.glob("*_0000*")), 240)
+    found = json.loads(ray_head.run("status", "swept", "--json").stdout)
+    assert (found["state"], len(found["trials"])) == ("training", 2)
+    stopped = ray_head.run("stop", "swept")
+    assert stopped.returncode == ExitCode.OK, stopped.stderr
+    assert any(checkpoints(trial) for trial in folder.glob("*_0000*"))
+
+    followed = ray_head.start("submit", "tune", "--resume", "swept", "--json")
+    out, err = followed.communicate(timeout=500)
+    assert followed.returncode == ExitCode.OK, err
+    assert (json.loads(out)["state"], json.loads(out)["exit_code"]) == ("SUCCEEDED", 0)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["trials"]) == 2
+    assert {trial["steps"] for trial in summary["trials"]} == {2000}
+    starts = [
+        [e["step"] for e in read_journal(trial) if e["event"] == "start"]
+        for trial in folder.glob("*_0000*")
+    ]
+    assert any(len(steps) == 2 and steps[1] > 0 for steps in starts)
 
 
 def test_the_cluster_holds_nothing_any_more(ray_head: Head):
@@ -370,6 +418,21 @@ def test_the_cluster_holds_nothing_any_more(ray_head: Head):
             groups = json.load(answer)["data"]["result"]["result"]
         return [group["placement_group_id"] for group in groups if group["state"] != "REMOVED"]
 
+    def alive() -> list[str]:
+        with ray_head.get("/api/v0/actors") as answer:
+            actors = json.load(answer)["data"]["result"]["result"]
+        return [actor["class_name"] for actor in actors if actor["state"] != "DEAD"]
+
     until(lambda: not held())
+    with contextlib.suppress(AssertionError):
+        until(lambda: not alive(), 60)
+    assert alive() == []
+    assert list((ray_head.folder / "tmp").glob("crossreid-*")) == []
+    assert list((ray_head.folder / "runs" / "exporters").iterdir()) == []
+    left = {path.name for path in (ray_head.folder / "runs" / "short").iterdir()}
+    assert left == {
+        *("config.yaml", "journal.jsonl", "summary.json", "evaluation.json"),
+        *(path.name for path in checkpoints(ray_head.folder / "runs" / "short")),
+    }
     jobs = json.loads(ray_head.run("list", "--json").stdout)["runs"]
     assert {job["state"] for job in jobs} <= {"SUCCEEDED", "FAILED", "STOPPED"}

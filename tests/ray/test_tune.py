@@ -10,11 +10,14 @@ import ray
 
 from service.decisions import Directive
 from service.errors import ExitCode, RunError
+from service.orchestration import tune
 from service.orchestration.control import ControlReader
 from service.orchestration.monitor import Monitor
+from service.orchestration.orphans import end_actor
 from service.orchestration.progress import Update
 from service.orchestration.runs import read_summary
 from service.orchestration.tune import BEST_FILE, JOURNAL, launch_tuning
+from service.orchestration.watch import actor_is_dead
 from service.settings import load_config, override
 from service.training.journal import read_journal
 from tests.ray.sweeping import check_nothing_decided_twice
@@ -119,7 +122,14 @@ def test_a_trial_that_does_not_stop_is_killed_and_its_cpu_is_free(
         if not directive.stop:
             send(self, key, directive)
 
+    killed: list[str | None] = []
+
+    def end(actor: str | None) -> None:
+        killed.append(actor)
+        end_actor(actor)
+
     monkeypatch.setattr(ControlReader, "put", put)
+    monkeypatch.setattr(tune, "end_actor", end)
     settings = override(
         small_config(records),
         [
@@ -137,6 +147,8 @@ def test_a_trial_that_does_not_stop_is_killed_and_its_cpu_is_free(
     )
     assert row.steps < 5000
     assert sweep.exit_code == ExitCode.NO_GO
+    (process,) = killed
+    assert actor_is_dead(process or "")
     until = time.monotonic() + 60
     while ray.available_resources().get("CPU", 0) < 2:
         assert time.monotonic() < until, "the killed trial still holds its CPU"

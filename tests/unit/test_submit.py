@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from service.errors import (
     ExitCode,
     RunError,
 )
-from service.orchestration import cluster_jobs, packing
+from service.orchestration import cluster_jobs, packing, worker
 from service.orchestration.cluster_jobs import ClusterJobs, find_token
 from service.orchestration.job import LINGER_S, STOP_S, Job, job_name
 from service.orchestration.orders import (
@@ -46,7 +47,7 @@ from service.orchestration.packing import packed
 from service.orchestration.preflight import preflight
 from service.orchestration.runs import check_run_id, create_run
 from service.orchestration.submit import Submitted, send
-from service.orchestration.versions import VARIABLE, misfit, versions, wanted
+from service.orchestration.versions import VARIABLE, misfit, unfit, versions, wanted
 from service.settings import load_text, override
 from service.training.store import FolderStore, UrlStore
 from tests.jobserver import JobServer
@@ -313,6 +314,26 @@ def test_equal_versions_and_another_build_of_torch_are_taken(tmp_path: Path):
     assert "Ray 2.9.0, expected" in misfit({"Ray": "2.9.0"}, "x")
 
 
+def test_a_worker_with_another_torch_than_was_submitted_ends_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    told = {"versions": {**versions(), "torch": "1.0.0"}, "image": "crossreid:x", "any": False}
+    monkeypatch.setenv(VARIABLE, json.dumps(told))
+    job = asdict(worker.Job(config="", run_dir="", control="", key=""))
+    with pytest.raises(
+        worker.WorkerFault, match=r"worker with pid \d+ on .* expected 1\.0\.0"
+    ) as e:
+        worker.run_worker(job)
+    assert "crossreid:x" in str(worker.rebuilt(e.value.values["error"]))
+    assert (
+        unfit("this one") == misfit(versions(), "crossreid:x", told["versions"], "this one") != ""
+    )
+    monkeypatch.setenv(VARIABLE, json.dumps({**told, "any": True}))
+    assert unfit("this one") == ""
+    monkeypatch.delenv(VARIABLE)
+    assert unfit("this one") == ""
+
+
 def test_nothing_but_the_standard_library_is_loaded_to_compare_versions():
     code = (
         "import sys, service.orchestration.versions;"
@@ -436,6 +457,7 @@ def test_what_keeps_a_job_from_being_sent_is_told_in_words(
             raise error
 
     monkeypatch.setattr(ClusterJobs, "_connect", lambda self: Client())
+    monkeypatch.setattr(cluster_jobs.time, "sleep", lambda seconds: pytest.fail("waits"))
     jobs = ClusterJobs("http://head:8265")
     with pytest.raises(ClusterError, match=message):
         jobs.submit("one", ["jobs.train"], package=tmp_path, variables={}, metadata={})
@@ -449,6 +471,7 @@ def test_a_job_is_sent_again_to_a_cluster_that_takes_none_yet(
 
     class Client:
         def submit_job(self, **words: Any) -> None:
+            assert words["entrypoint_resources"] == {"node:__internal_head__": 0.001}
             tries[0] += 1
             if tries[0] <= refusals:
                 raise RuntimeError("status code 500: No available agent to submit job, please try")

@@ -373,15 +373,16 @@ def test_a_run_whose_workers_never_came_up_is_not_waited_for():
     assert len(looks) == 1
 
 
+@pytest.mark.parametrize(("first", "last"), [("process", "controller"), ("controller", "process")])
 def test_a_killed_trial_is_freed_once_all_it_ran_in_is_dead_and_nothing_came_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
+    first: str, last: str, monkeypatch: pytest.MonkeyPatch
 ):
     clock, dead, left = [0.0], set[str](), set[bytes]()
     looks: list[float] = []
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(watch, "actor_is_dead", lambda actor: actor in dead)
     monkeypatch.setattr(watch, "remove_orphans", lambda: looks.append(clock[0]) or left)
-    record = SimpleNamespace(killed=False, process="p", controller="c", outcome=None)
+    record = SimpleNamespace(killed=False, process="process", controller="controller", outcome=None)
     scheduler: Any = SimpleNamespace(trials={"a": record})
     told: Any = Told(scheduler)
     watching = Watch(SimpleNamespace(), scheduler, told, told)  # type: ignore[arg-type]
@@ -393,10 +394,10 @@ def test_a_killed_trial_is_freed_once_all_it_ran_in_is_dead_and_nothing_came_for
     assert free(0.0)
     record.killed = True
     assert not free(1.0)
-    dead.add("c")
+    dead.add(first)
     assert not free(10.0)
     assert not free(20.0)
-    dead.add("p")
+    dead.add(last)
     assert not free(20.0 + QUIET_S - 0.1)
     left.add(b"late")
     assert not free(20.0 + QUIET_S)

@@ -1,5 +1,6 @@
 """Checkpoints are written beside training: never waited for, never lost in silence."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -307,3 +308,40 @@ def test_the_memory_of_a_copy_is_used_again_and_no_more_than_is_needed_at_once(
     assert written == {step: float(step) for step in written}
     assert set(written) | set(of(told, "checkpoint_skipped")) == set(range(1, 60))
     assert len(places) <= (3 if is_slow else 1)
+
+
+def test_a_state_is_not_overwritten_before_it_is_written(
+    make: Callable[..., Made], faults: Faults, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither while its write is tried again, nor while it waits."""
+    tried = threading.Event()
+    faults.fails_at = frozenset({1})
+    monkeypatch.setattr(writer_module.time, "sleep", lambda seconds: tried.wait(10))
+    writer, store, told = make(keep=100)
+    writer.write(state(1), 1)
+    until = time.monotonic() + 5
+    while not faults.writes and time.monotonic() < until:
+        pass
+    for step in (2, 3, 4):
+        writer.write(state(step), step)
+    tried.set()
+    assert writer.wait(10)
+    assert of(told, "checkpoint_skipped") == [2, 3]
+    assert [float(load(store, step)["w"].unique()) for step in store.steps()] == [1.0, 4.0]
+
+
+def test_training_gets_the_interpreter_sooner_only_while_a_checkpoint_is_written(tmp_path: Path):
+    turns: list[float] = []
+
+    class Store(FolderStore):
+        def put(self, step: int, state: bytes, manifest: bytes) -> None:
+            turns.append(sys.getswitchinterval())
+            super().put(step, state, manifest)
+
+    before = sys.getswitchinterval()
+    writer = CheckpointWriter(Store(tmp_path), made_with=MADE_WITH, keep=2)
+    writer.write(state(1), 1)
+    assert writer.wait(10)
+    writer.close()
+    assert turns[0] == pytest.approx(writer_module.TURN_S)
+    assert sys.getswitchinterval() == before > turns[0]
