@@ -54,10 +54,18 @@ class Driver:
         return self.process.wait(timeout_s)
 
 
-def drive(machines: Machines, config: Path, storage: Path, name: str, *words: str) -> Driver:
-    """Starts run `name` of `config` on the cluster. words: overrides."""
+def drive(
+    machines: Machines,
+    config: Path,
+    storage: Path,
+    name: str,
+    *words: str,
+    is_new: bool = True,
+) -> Driver:
+    """Starts run `name` of `config` on the cluster, or continues it. words: overrides."""
     log = machines.logs / f"{name}.log"
     fixed = (f"cluster.address={machines.address}", f"run.storage={storage}")
-    train = (PYTHON, "-m", "service", "train", str(config), "--run-id", name)
+    which = ("--run-id" if is_new else "--resume", name)
+    train = (PYTHON, "-m", "service", "train", str(config), *which)
     process = machines.head.start((*train, *fixed, *words), log)
     return Driver(process, storage / name, log)

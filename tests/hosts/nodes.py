@@ -127,10 +127,15 @@ class Machines:
 
 
 @contextmanager
-def machines(names: Sequence[str], logs: Path) -> Iterator[Machines]:
-    """Hosts with a common token, the first of them the head's; no Ray runs on them yet."""
+def machines(
+    names: Sequence[str], logs: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Machines]:
+    """Hosts with a common token, the first of them the head's; no Ray runs on them yet.
+
+    environment: variables beyond `ENVIRONMENT`.
+    """
     token = secrets.token_hex(32)
-    with hosts((HEAD, *names), ENVIRONMENT) as found:
+    with hosts((HEAD, *names), {**ENVIRONMENT, **(environment or {})}) as found:
         for host in found.values():
             file = host.folder / "home" / ".ray" / "auth_token"
             file.parent.mkdir()

@@ -1,5 +1,6 @@
 """A host that is lost to its network, its power or its cloud, in the middle of a training."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ SETTINGS = (
 )
 CLUSTER = ("cluster.num_workers=2", "cluster.collective_timeout_s=10")
 WORKER = "ray::RayTrainWorker"
+WAITED = re.compile("until a worker of an earlier attempt has ended: (.*)")
 GONE_S = 60.0
 """Seconds in which all that a run held is gone after its end."""
 
@@ -43,12 +45,18 @@ def uninterrupted(records: Path, tmp_path_factory: pytest.TempPathFactory) -> li
 def started(machines: Machines, records: Path, folder: Path, *overrides: str) -> Driver:
     """A run on the hosts `one` and `two`, which has made some steps."""
     machines.start(one=1, two=1)
+    driver = command(machines, records, folder, *overrides)
+    driver.step(3 * EVERY)
+    return driver
+
+
+def command(
+    machines: Machines, records: Path, folder: Path, *overrides: str, is_new: bool = True
+) -> Driver:
     config = folder / "small.yaml"
     config.write_text(CONFIG.format(records=records))
     words = (*SETTINGS, *CLUSTER, *overrides)
-    driver = drive(machines, config, folder / "runs", "lost", *words)
-    driver.step(3 * EVERY)
-    return driver
+    return drive(machines, config, folder / "runs", "lost", *words, is_new=is_new)
 
 
 def host_of(rank: int, machines: Machines, driver: Driver) -> str:
@@ -204,6 +212,35 @@ def test_the_rest_takes_over_from_a_host_that_stays_cut_off_while_its_rank_0_sti
     assert [e["ranks"] for e in driver.events("lost")] == [[0]]
     driver.stop()
     assert driver.ended() == 130, driver.log.read_text()
+
+
+def test_another_cluster_goes_on_once_the_rank_0_ends_that_outlived_its_lost_head_and_driver(
+    two_clusters: tuple[Machines, Machines],
+    records: Path,
+    tmp_path: Path,
+    uninterrupted: list[Event],
+    record_property: Callable[[str, Any], None],
+):
+    first, second = two_clusters
+    # It is there before the loss, so that its workers come while the old rank 0 still hangs.
+    second.start(three=1, four=1)
+    hangs = "cluster.collective_timeout_s=600"
+    driver = started(first, records, tmp_path, hangs)
+    name = host_of(0, first, driver)
+    lost_at = time.time()
+    # Without power nobody hears of the end of a connection.
+    first.head.cut()
+    first.head.kill()
+    again = command(second, records, tmp_path, hangs, is_new=False)
+    record_property("seconds_from_loss_to_step", back_after_s(again, lost_at, attempt=2))
+    assert again.ended() == 0, again.log.read_text()
+    waited = WAITED.findall(again.log.read_text())
+    assert len(waited) == 1
+    assert f"on {name}" in waited[0]
+    assert list(differences(uninterrupted, again.events(), STEPS)) == []
+    leaves_nothing(second)
+    # The old rank 1 writes nothing; it may hang for as long as its collective may take.
+    assert name not in first.where(WORKER)
 
 
 def test_a_host_that_will_be_taken_away_is_saved_from_and_trained_without(
