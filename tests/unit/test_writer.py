@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -316,7 +317,8 @@ def test_a_state_is_not_overwritten_before_it_is_written(
     """Neither while its write is tried again, nor while it waits."""
     tried = threading.Event()
     faults.fails_at = frozenset({1})
-    monkeypatch.setattr(writer_module.time, "sleep", lambda seconds: tried.wait(10))
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: tried.wait(10))
+    monkeypatch.setattr(writer_module, "time", clock)
     writer, store, told = make(keep=100)
     writer.write(state(1), 1)
     until = time.monotonic() + 5
