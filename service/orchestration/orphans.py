@@ -48,10 +48,33 @@ def end_actor(actor: str | None) -> None:
             connected.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
 
 
+def actor_is_dead(actor: str) -> bool:
+    """Whether Ray says so of the actor with this id; False when it cannot tell.
+
+    Ray's public way to ask needs its dashboard.
+    """
+    from ray._private import state
+
+    if not actor:
+        return False
+    try:
+        return state.actors(actor).get("State") == "DEAD"
+    except (AttributeError, RuntimeError, ValueError):
+        return False
+
+
 def remove_orphans() -> set[bytes]:
     """Asks Ray to remove every placement group of this job whose creator is dead; their ids, also
-    of those that were asked for before and are not gone yet."""
-    return _remove(group for group in _made_by_actors() if group.creator_actor_dead)
+    of those that were asked for before and are not gone yet.
+
+    Ray marks those that are there when their creator dies. A process outlives its actor's death by
+    some moments, in which it may make one more, which Ray never marks.
+    """
+    return _remove(
+        group
+        for group in _made_by_actors()
+        if group.creator_actor_dead or actor_is_dead(group.creator_actor_id.hex())
+    )
 
 
 def remove_own() -> set[bytes]:

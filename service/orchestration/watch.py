@@ -9,7 +9,7 @@ from ray import tune
 from service.background import Background
 from service.orchestration.control import ControlReader
 from service.orchestration.monitor import Monitor
-from service.orchestration.orphans import QUIET_S, remove_orphans
+from service.orchestration.orphans import QUIET_S, actor_is_dead, remove_orphans
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.orchestration.train import LOOK_S, stop_trials
 from service.orchestration.worker import error_name
@@ -107,18 +107,3 @@ class Watch:
             elif now - self._quiet_since.setdefault(key, now) >= QUIET_S:
                 self._freed.add(key)
         return going <= self._freed
-
-
-def actor_is_dead(actor: str) -> bool:
-    """Whether Ray says so of the actor with this id; False when it cannot tell.
-
-    Ray's public way to ask needs its dashboard.
-    """
-    from ray._private import state
-
-    if not actor:
-        return False
-    try:
-        return state.actors(actor).get("State") == "DEAD"
-    except (AttributeError, RuntimeError, ValueError):
-        return False

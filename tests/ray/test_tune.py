@@ -13,11 +13,10 @@ from service.errors import ExitCode, RunError
 from service.orchestration import tune
 from service.orchestration.control import ControlReader
 from service.orchestration.monitor import Monitor
-from service.orchestration.orphans import end_actor
+from service.orchestration.orphans import actor_is_dead, end_actor
 from service.orchestration.progress import Update
 from service.orchestration.runs import read_summary
 from service.orchestration.tune import BEST_FILE, JOURNAL, launch_tuning
-from service.orchestration.watch import actor_is_dead
 from service.settings import load_config, override
 from service.training.journal import read_journal
 from tests.ray.sweeping import check_nothing_decided_twice

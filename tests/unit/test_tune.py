@@ -15,9 +15,9 @@ from service.config import Config, DataConfig
 from service.decisions import Directive
 from service.errors import ClusterError, ConfigError, DataError, ExitCode, RunError
 from service.gonogo import Rules
-from service.orchestration import entry, train, tune, watch
+from service.orchestration import entry, orphans, train, tune, watch
 from service.orchestration.nested import _trial_run, past_end
-from service.orchestration.orphans import QUIET_S
+from service.orchestration.orphans import QUIET_S, remove_orphans
 from service.orchestration.rows import Sweep
 from service.orchestration.runs import Run, held, make_run, read_summary, write_summary
 from service.orchestration.scheduler import GoNoGoScheduler
@@ -435,3 +435,20 @@ def test_a_job_that_is_started_again_continues_its_sweep(
     assert entry.tune_entry([str(file), "--run-id", "new"]) == ExitCode.OK
     assert entry.tune_entry([str(file), "--run-id", "s"]) == ExitCode.OK
     assert given == [("new", None), (None, str(sweep.path))]
+
+
+@pytest.mark.parametrize(
+    ("marked", "dead", "removed"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_a_group_is_an_orphan_also_when_its_creator_made_it_after_its_death(
+    marked: bool, dead: bool, removed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    group = SimpleNamespace(
+        creator_actor_dead=marked, creator_actor_id=b"\x01", placement_group_id=b"g" * 18
+    )
+    asked: list[Any] = []
+    monkeypatch.setattr(orphans, "_made_by_actors", lambda: [group])
+    monkeypatch.setattr(orphans, "actor_is_dead", lambda actor: dead and actor == "01")
+    monkeypatch.setattr(orphans, "remove_placement_group", asked.append)
+    assert remove_orphans() == ({group.placement_group_id} if removed else set())
+    assert len(asked) == removed
