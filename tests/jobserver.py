@@ -52,7 +52,14 @@ class JobServer:
         return self.jobs.get(job_id)
 
     def submit(
-        self, job_id: str, words: Sequence[str], *, package: Path, metadata: Any, variables: Any
+        self,
+        job_id: str,
+        words: Sequence[str],
+        *,
+        package: Path,
+        metadata: Any,
+        variables: Any,
+        say: Any = None,
     ) -> None:
         if job_id in self._remembered:
             raise TakenError(job_id)

@@ -9,27 +9,24 @@ it is complete.
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from service.data.images import prepare_image, read_image
 from service.data.manifest import MANIFEST_FILE, DataFile, Manifest, Quarantined, Split
 from service.data.orbench import Folder, Observation, read_folder
 from service.data.shards import QuerySet, Record, write_queries, write_shard
+from service.data.target import check_free, publish, work_folder
 from service.data.threads import in_order, usable_cpus
 from service.errors import DataError
 from service.modality import Modality
-from service.redaction import shown_url
-from service.stores import open_store, reaching
+from service.stores import open_store
 
 QUARANTINE_FILE = "quarantine.json"
 TOKENIZER = "open_clip SimpleTokenizer"
@@ -72,11 +69,11 @@ def ingest(
         raise DataError(f"ingest needs threads >= 1; found {threads}")
     fs, root = open_store(out)
     local = isinstance(fs, LocalFileSystem)
-    _check_free(out, root, local)
+    check_free(out, root, local)
     source = Path(folder)
     plan = read_folder(source)
     encoder = _Encoder(source, image_size, context_length)
-    with _work_folder(Path(root) if local else None) as work:
+    with work_folder(Path(root) if local else None) as work:
         try:
             build = _Build(work, plan, shard_rows, max_quarantine_share)
             manifest = build.run(encoder, threads or usable_cpus(), progress)
@@ -85,7 +82,7 @@ def ingest(
                 f"cannot write the records under {work}: {error.strerror or error}; nothing was "
                 "kept: make room or choose another target"
             ) from error
-        _publish(work, out, manifest, local)
+        publish(work, out, manifest, local)
     return manifest
 
 
@@ -98,103 +95,6 @@ def _check_settings(
             f"max_quarantine_share in [0, 1]; found {image_size}, {context_length}, {shard_rows} "
             f"and {share}"
         )
-
-
-def _check_free(out: str, root: str, local: bool) -> None:
-    """Refuses a target that holds something, or is mounted; an empty folder is free."""
-    if local:
-        path = Path(root)
-        if path.is_mount():
-            raise DataError(
-                f"{out} is a mount point, whose place the finished records cannot take; name a "
-                f"folder in it, as in {out.rstrip('/')}/records"
-            )
-        taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    else:
-        fs, _ = open_store(out)
-        with reaching(out):
-            taken = fs.exists(f"{root}/{MANIFEST_FILE}")
-    if taken:
-        raise DataError(f"{out} exists and is not empty; delete it, or name another target")
-
-
-@contextmanager
-def _work_folder(target: Path | None) -> Iterator[Path]:
-    """A folder beside `target`, so that a rename publishes it; elsewhere for a remote one."""
-    try:
-        if target:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        work = tempfile.mkdtemp(
-            prefix=f".{target.name}.partial-" if target else "crossreid-ingest-",
-            dir=target.parent if target else None,
-        )
-    except OSError as error:
-        raise DataError(f"cannot write beside {target}: {error}; choose another target") from error
-    try:
-        yield Path(work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _publish(work: Path, out: str, manifest: Manifest, local: bool) -> None:
-    """Makes the finished records appear at `out`: by a rename, or with the manifest last."""
-    fs, root = open_store(out)
-    with reaching(out):
-        if local:
-            work.chmod(0o755)
-            work.rename(root)
-            return
-        names = sorted(path.name for path in work.iterdir() if path.name != MANIFEST_FILE)
-        fs.makedirs(root, exist_ok=True)
-        try:
-            fs.put([str(work / name) for name in names], [f"{root}/{name}" for name in names])
-            _check_sizes(fs, root, out, {name: (work / name).stat().st_size for name in names})
-            _put_manifest(fs, root, out, manifest.to_json())
-        except BaseException:
-            # A manifest that was not read back must not count, and a full store needs the room.
-            with suppress(Exception):
-                _take_back(fs, root, [MANIFEST_FILE, *names])
-            raise
-
-
-def _check_sizes(fs: AbstractFileSystem, root: str, out: str, sizes: dict[str, int]) -> None:
-    """Refuses a store that does not hold the files with these sizes in bytes."""
-    fs.invalidate_cache()
-    for name, size in sizes.items():
-        try:
-            found = int(fs.info(f"{root}/{name}")["size"])
-        except FileNotFoundError:
-            raise _lost(out, name, size, "is not there") from None
-        if found != size:
-            raise _lost(out, name, size, f"has {found}")
-
-
-def _put_manifest(fs: AbstractFileSystem, root: str, out: str, data: bytes) -> None:
-    """Writes the manifest and reads it back."""
-    path = f"{root}/{MANIFEST_FILE}"
-    fs.pipe_file(path, data)
-    fs.invalidate_cache()
-    try:
-        found = fs.cat_file(path)
-    except FileNotFoundError:
-        raise _lost(out, MANIFEST_FILE, len(data), "is not there") from None
-    if found != data:
-        raise _lost(out, MANIFEST_FILE, len(data), f"was read back with {len(found)}, not the same")
-
-
-def _lost(out: str, name: str, size: int, found: str) -> DataError:
-    return DataError(
-        f"{shown_url(out).rstrip('/')}/{name} was written with {size} bytes and {found}: the store "
-        "loses data; ingest into another one"
-    )
-
-
-def _take_back(fs: AbstractFileSystem, root: str, names: Sequence[str]) -> None:
-    """Takes away those of the files that are there."""
-    fs.invalidate_cache()
-    for name in names:
-        if fs.exists(f"{root}/{name}"):
-            fs.rm_file(f"{root}/{name}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ GIVE_UP_S = 300.0
 """Seconds for which a cluster may be away while somebody waits for a job."""
 _READY_S = 60.0
 """Seconds that a cluster may take, once its dashboard answers, until it takes jobs."""
+_RETRY_S = 1.0
 _NOT_READY = "No available agent to submit job"
 STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 """Seconds that Ray leaves a job to end when it is asked to."""
@@ -91,8 +92,11 @@ class ClusterJobs:
         package: Path,
         variables: dict[str, str],
         metadata: dict[str, str],
+        say: Callable[[str], None] = lambda note: None,
     ) -> None:
         """Starts `python -m` with `words` on the head, in `package`.
+
+        say: hears that the cluster takes no jobs yet, which is waited for.
 
         Raises:
             TakenError: there was a job of that name.
@@ -106,7 +110,7 @@ class ClusterJobs:
             entrypoint_resources=HEAD,
         )
         with self._asked(taken=job_id):
-            _once_ready(send)
+            _once_ready(send, say)
 
     def all(self) -> list[Job]:
         """Our jobs that the cluster remembers, oldest first."""
@@ -175,9 +179,9 @@ class ClusterJobs:
             ) from error
 
 
-def _once_ready(send: Callable[[], Any]) -> None:
+def _once_ready(send: Callable[[], Any], say: Callable[[str], None]) -> None:
     """Sends a job, and again while the cluster, which has just come up, takes none yet."""
-    until = time.monotonic() + _READY_S
+    until, is_told = time.monotonic() + _READY_S, False
     while True:
         try:
             send()
@@ -185,7 +189,10 @@ def _once_ready(send: Callable[[], Any]) -> None:
         except RuntimeError as error:
             if _NOT_READY not in str(error) or time.monotonic() > until:
                 raise
-            time.sleep(1.0)
+            if not is_told:
+                say(f"the cluster takes no jobs yet; trying again for {_READY_S:.0f} s")
+            is_told = True
+            time.sleep(_RETRY_S)
 
 
 class TakenError(Exception):

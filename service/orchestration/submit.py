@@ -85,7 +85,9 @@ def _start(
     sending = secrets.token_hex(8)
     metadata = {RUN: order.run, KIND: order.kind, FOLDER: order.folder, SENDING: sending}
     try:
-        jobs.submit(name, order.words, package=package, variables=variables, metadata=metadata)
+        jobs.submit(
+            name, order.words, package=package, variables=variables, metadata=metadata, say=say
+        )
     except ClusterError:
         if not _has_come(jobs, name, sending):
             raise

@@ -1,9 +1,8 @@
 """Writes checkpoints in the background: training hands over a copy and goes on.
 
 One is written at a time and at most one waits; a newer one takes the place of a waiting one, so a
-slow store costs checkpoints and never steps. The memory of a copy is kept for a later one: there
-are as many as were ever needed at once: one where a write ends before the next save, else two or
-three.
+slow store costs checkpoints and never steps. The memory of a copy is kept for a later one. It stays
+one copy where each write ends before the next save, and becomes two or three where they do not.
 """
 
 import contextlib

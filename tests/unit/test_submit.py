@@ -469,7 +469,7 @@ def test_what_keeps_a_job_from_being_sent_is_told_in_words(
 def test_a_job_is_sent_again_to_a_cluster_that_takes_none_yet(
     refusals: int, is_sent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    tries, clock = [0], [0.0]
+    tries, clock, told = [0], [0.0], list[str]()
 
     class Client:
         def submit_job(self, **words: Any) -> None:
@@ -488,11 +488,14 @@ def test_a_job_is_sent_again_to_a_cluster_that_takes_none_yet(
     jobs = ClusterJobs("http://head:8265")
 
     def submit() -> None:
-        jobs.submit("one", ["jobs.train"], package=tmp_path, variables={}, metadata={})
+        jobs.submit(
+            "one", ["jobs.train"], package=tmp_path, variables={}, metadata={}, say=told.append
+        )
 
     if is_sent:
         submit()
         assert tries == [refusals + 1]
+        assert told == ["the cluster takes no jobs yet; trying again for 60 s"] * bool(refusals)
     else:
         with pytest.raises(ClusterError, match="No available agent"):
             submit()
