@@ -76,8 +76,8 @@ class FaultyFileSystem(MemoryFileSystem):
         if len(faults.writes) == faults.dies_at:
             super().pipe_file(path, value[: len(value) // 2])
             raise KeyboardInterrupt
-        used = sum(len(file.getvalue()) for name, file in self.store.items() if name != path)
-        if faults.room is not None and used + len(value) > faults.room:
+        if faults.room is not None:
+            used = sum(file.size for name, file in self.store.items() if name != path)
             kept = value[: max(faults.room - used, 0)]
         if faults.truncates and path.endswith(faults.truncates):
             super().pipe_file(path, value[: len(value) // 2])

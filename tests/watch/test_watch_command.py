@@ -218,7 +218,10 @@ def test_the_page_is_drawn_as_soon_as_there_is_a_run_and_that_is_said_once(
     assert len(set(said)) == len(said)
 
 
-def test_a_page_of_a_prometheus_that_runs_is_drawn_once(watch: Watch, tmp_path: Path):
+def test_a_page_of_a_prometheus_that_runs_is_drawn_once(
+    watch: Watch, exporter: Exporter, tmp_path: Path
+):
+    assert eventually(lambda: up(watch).get(exporter.target) == 1.0)
     file = tmp_path / "once.html"
     words = ("--prometheus", watch.url, "--page", str(file), "--run", "night-1", "--hours", "1")
     # A proxy of the environment knows nothing of this machine's loopback.
