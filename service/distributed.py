@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 TIMEOUT_S = 600.0
 """Seconds that a rank waits for the others before it gives up."""
+TURN_S = 5.0
+"""Seconds, at most, after which ranks that wait for something slow hear of each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,12 @@ class Distributed:
         if self.world == 1 or max(counts) == 0:
             return local
         return _GatherRows.apply(local, tuple(counts), self.rank)
+
+    @property
+    def turn_s(self) -> float:
+        """Seconds after which ranks that wait for something slow must hear of each other: well
+        within the time limit of a collective."""
+        return min(TURN_S, self._limit_s / 4)
 
     def agree(self, values: Sequence[float]) -> list[float]:
         """The largest of each value over all ranks, equal on all ranks. *Collective*.

@@ -13,8 +13,9 @@ from typing import Any
 from service.config import Config
 from service.data.fitting import plan_for_all
 from service.errors import ClusterError, CrossReidError
-from service.orchestration.runs import CONFIG_FILE, SUMMARY_FILE, resolved
+from service.orchestration.runs import CONFIG_FILE, resolved
 from service.orchestration.space import num_trials, values_of, with_sample
+from service.orchestration.summary import SUMMARY_FILE
 from service.settings import load_text
 from service.training.journal import read_journal
 

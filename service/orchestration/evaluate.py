@@ -4,13 +4,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from service.errors import CheckpointError, RunError
-from service.orchestration.runs import (
-    SUMMARY_FILE,
-    Run,
-    open_run,
-    read_summary,
-    write_summary,
-)
+from service.orchestration.runs import Run, open_run
+from service.orchestration.summary import SUMMARY_FILE, read_summary, write_summary
 
 if TYPE_CHECKING:
     from service.training.store import Store

@@ -127,13 +127,7 @@ def loss_in(errors: Mapping[int, Exception], workers: Sequence[Any] = ()) -> Los
     if named:
         best = max(named, key=lambda error: len(error.ranks))
         return Loss(best.ranks, str(best), hangs=bool(best.ranks))
-    silent = tuple(
-        sorted(
-            rank
-            for rank, error in errors.items()
-            if isinstance(error, WorkerHealthCheckTimeoutError)
-        )
-    )
+    silent = tuple(sorted(rank for rank, error in errors.items() if _is_silent(error)))
     if silent:
         names = ", ".join(_rank_name(rank, workers) for rank in silent)
         return Loss(silent, f"{names} does not answer Ray any more: it hangs", hangs=True)

@@ -1,7 +1,8 @@
 """Ends a worker that is cut off from its cluster, so that another one can take its place.
 
-Ray gives up a machine that it does not reach, and starts the workers anew on others. A rank 0 that
-lives on there would keep the run's lock until the time limit of its collective.
+Ray gives up a machine that it does not reach, and starts the workers anew on others. A worker that
+lives on there would keep its GPU, and a rank 0 the run's lock, until the time limit of its
+collective.
 """
 
 import os
@@ -18,7 +19,7 @@ _ASK_S = 5.0
 _LOOK_S = 1.0
 _EXIT = 70
 """EX_SOFTWARE of sysexits.h; nobody is there to read it."""
-_WORDS = b"crossreid: Ray cannot be reached any more; this rank 0 ends\n"
+_WORDS = b"crossreid: Ray cannot be reached any more; this worker ends\n"
 
 
 def cut_off_s() -> float:

@@ -45,7 +45,7 @@ def train_here(
 
     from service.distributed import TIMEOUT_S, Distributed
     from service.training.loop import train
-    from service.training.parts import together
+    from service.training.parts import together, unhurried
 
     world = Distributed.from_environment(
         config.cluster.collective_timeout_s if config else TIMEOUT_S
@@ -54,7 +54,7 @@ def train_here(
     planned = together(world, lambda: resume_or_plan(config, run_id, resume) if first else None)
     run = cast(Run, world.broadcast_object(planned))
     world = world.limited(run.config.cluster.collective_timeout_s)
-    together(world, lambda: open_plan(run.config, world.world))
+    unhurried(world, lambda: open_plan(run.config, world.world))
     with ExitStack() as stack:
         if first:
             together(world, lambda: stack.enter_context(taken(run, new=resume is None)))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from service.errors import RunError
 from service.orchestration.driver import read_driver
-from service.orchestration.runs import Run, is_held, is_run, is_seen, open_run, read_summary
+from service.orchestration.runs import Run, is_held, is_run, is_seen, open_run
 from service.orchestration.space import num_trials
 from service.orchestration.standing import Life, Standing, standing
+from service.orchestration.summary import read_summary
 from service.orchestration.sweep_journal import FILE_NAME, SweepJournal
 from service.orchestration.sweep_standing import sweep_standing
 from service.redaction import shown_url

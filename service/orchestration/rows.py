@@ -11,9 +11,10 @@ import yaml
 
 from service.decisions import Decision, Verdict
 from service.errors import CrossReidError, ExitCode, RunError
-from service.orchestration.runs import Run, read_summary, resume_words, write_summary
+from service.orchestration.runs import Run, resume_words
 from service.orchestration.scalars import MODES
 from service.orchestration.space import with_sample
+from service.orchestration.summary import read_summary, write_summary
 from service.orchestration.trials import TrialRecord
 from service.orchestration.worker import rebuilt
 from service.telemetry.logs import action_words, redacted

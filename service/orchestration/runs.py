@@ -30,19 +30,18 @@ from service.orchestration.alone import LOCK_FILE as WRITER_LOCK_FILE
 from service.orchestration.driver import FILE_NAME as DRIVER_FILE
 from service.orchestration.driver import write_driver
 from service.orchestration.passwords import refuse_passwords
+from service.orchestration.summary import SUMMARY_FILE, read_summary
 from service.orchestration.sweep_journal import FILE_NAME as SWEEP_JOURNAL
 from service.settings import load_text, override
 from service.training.files import write_text
 from service.training.ports import Outcome
 
 CONFIG_FILE = "config.yaml"
-SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 _OURS = {CONFIG_FILE, LOCK_FILE, WRITER_LOCK_FILE, DRIVER_FILE}
 _RESUMABLE = ("STOPPED", "PAUSE")
 _EVALUATE = "its evaluation is missing: crossreid evaluate {path}"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_DAMAGED = "{file} is damaged: {found}; move it away, the journal and the checkpoints are whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,29 +332,6 @@ def interrupted(run: Run) -> Outcome:
         exit_code=int(ExitCode.INTERRUPTED),
         summary={},
     )
-
-
-def read_summary(path: Path) -> dict[str, Any] | None:
-    """The `summary.json` of the run in `path`; None before there is one.
-
-    Raises:
-        RunError: it is damaged.
-    """
-    file = path / SUMMARY_FILE
-    if not file.is_file():
-        return None
-    try:
-        summary = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(_DAMAGED.format(file=file, found=error)) from error
-    if not isinstance(summary, dict):
-        raise RunError(_DAMAGED.format(file=file, found=f"it holds a {type(summary).__name__}"))
-    return summary
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Writes `summary.json` into `path`, whole or not at all."""
-    write_text(path / SUMMARY_FILE, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
 def absolute(folder: str) -> str:

@@ -6,15 +6,8 @@ from pathlib import Path
 
 from service.config import Config
 from service.errors import RunError
-from service.orchestration.runs import (
-    CONFIG_FILE,
-    SUMMARY_FILE,
-    Run,
-    differences,
-    open_run,
-    read_summary,
-    resolved,
-)
+from service.orchestration.runs import CONFIG_FILE, Run, differences, open_run, resolved
+from service.orchestration.summary import SUMMARY_FILE, read_summary
 from service.orchestration.sweep_journal import FILE_NAME, Line, SweepJournal
 from service.training.ending import STOPPED
 from service.training.journal import FILE_NAME as RUN_JOURNAL

@@ -34,18 +34,13 @@ from service.orchestration.rows import (
     short_decisions,
     verdict_of,
 )
-from service.orchestration.runs import (
-    SUMMARY_FILE,
-    Run,
-    plan_run,
-    taken,
-    write_summary,
-)
+from service.orchestration.runs import Run, plan_run, taken
 from service.orchestration.scheduler import GoNoGoScheduler
 from service.orchestration.search import check_search, make_search
 from service.orchestration.serving import served
 from service.orchestration.sinks import check_sinks, followed
 from service.orchestration.space import check_space, param_space
+from service.orchestration.summary import SUMMARY_FILE, write_summary
 from service.orchestration.sweep_journal import FILE_NAME as JOURNAL
 from service.orchestration.sweep_journal import SweepJournal
 from service.orchestration.sweeps import check_head, head_line, resume_sweep

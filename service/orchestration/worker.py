@@ -171,8 +171,6 @@ def _train(job: Job) -> "Outcome":
     world = Distributed.adopt(device, config.cluster.collective_timeout_s)
     client = _client(job, world.world) if world.rank == 0 else None
     silent_s = cut_off_s()
-    is_writer = world.rank == 0
-    fence = fenced(ray.nodes, limit_s=silent_s) if is_writer else contextlib.nullcontext()
     folder = Path(job.run_dir)
 
     def waits(holder: str) -> None:
@@ -180,7 +178,7 @@ def _train(job: Job) -> "Outcome":
         client.report({"event": "locked", "holder": holder})
 
     alone = writing_alone(folder, world, silent_s + PATIENCE_S, waits)
-    with fence, world.names_the_lost(), alone:
+    with fenced(ray.nodes, limit_s=silent_s), world.names_the_lost(), alone:
         return train(config, folder, world, _ports(job, client), told=job.told)
 
 

@@ -42,6 +42,7 @@ from service.training.parts import (
     step_seed,
     to_inputs,
     together,
+    unhurried,
     with_ids,
     with_lower_ids,
 )
@@ -384,7 +385,7 @@ class Trainer:
         outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)
         write_summary(self.world, self.run_dir, outcome)
         if self.config.eval.after_training and outcome.verdict in (Verdict.GO, Verdict.WAIT):
-            test = together(self.world, lambda: Records.open(self.config.data.records, "test"))
+            test = unhurried(self.world, lambda: Records.open(self.config.data.records, "test"))
             result = evaluate(self.parts.model, test, self.world, self.config.eval.batch_rows)
             outcome.summary.update(result.to_summary())
             outcome.summary["wall_seconds"] = round(time.monotonic() - self.began, 2)

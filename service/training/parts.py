@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from service.background import Background
 from service.config import Config
 from service.data.fitting import index_of, open_plan
 from service.data.layout import FUSED, Batch
@@ -56,7 +57,7 @@ def build_parts(config: Config, world: Distributed) -> Parts:
     Raises:
         CrossReidError: on all ranks, when data, config or model do not fit each other.
     """
-    records, plan, model = together(world, lambda: _local_parts(config, world))
+    records, plan, model = unhurried(world, lambda: _local_parts(config, world))
     _require_same(world, "records", records.fingerprint)
     _require_same(world, "config", config.fingerprint())
     memory = config.loss.memory
@@ -132,6 +133,19 @@ def together(world: Distributed, call: Callable[[], T]) -> T:
         error = found
     raise_together(world, error)
     return cast(T, result)
+
+
+def unhurried(world: Distributed, call: Callable[[], T]) -> T:
+    """As `together`, for what may take longer than the time limit of a collective, or hang: a
+    machine that fetches what the others have keeps them waiting, and is not taken for lost.
+
+    `call` runs in another thread.
+    """
+    task, waiting = Background(call), 1.0
+    while waiting:
+        is_done = task.wait(world.turn_s)
+        (waiting,) = world.agree([float(not is_done)])
+    return together(world, task.result)
 
 
 def raise_together(world: Distributed, error: CrossReidError | None) -> None:

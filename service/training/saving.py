@@ -6,23 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from service.background import Background
 from service.config import Config
 from service.distributed import Distributed
 from service.errors import CheckpointError, DamagedCheckpointError, StoreError
 from service.training import events
 from service.training.checkpoint import State, load
 from service.training.journal import Event
-from service.training.parts import together
+from service.training.parts import together, unhurried
 from service.training.sharing import require_shared
 from service.training.store import FolderStore, open_checkpoints
 from service.training.writer import TELL_S, CheckpointWriter
 
 T = TypeVar("T")
 
-WAIT_S = 5.0
-"""Seconds, at most, after which ranks that wait for the last checkpoint hear of each other: an
-upload may take longer than the time limit of a collective."""
 READ_PAUSES_S = (1.0, 4.0, 15.0, 30.0, 60.0, 60.0)
 """Seconds before each further try to read the checkpoints of a run that goes on."""
 LAST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 120.0
@@ -53,7 +49,6 @@ class Saving:
         self._world, self._emit = world, emit
         self._made_with = {"config": config.fingerprint(), "records": records}
         self._limit_s = config.cluster.collective_timeout_s
-        self._slice_s = min(WAIT_S, self._limit_s / 4)
         self._is_elsewhere = config.run.checkpoints is not None
         self._store = together(world, lambda: open_checkpoints(config.run.checkpoints, run_dir))
         require_shared(run_dir, "run.storage", world)
@@ -135,7 +130,7 @@ class Saving:
         self.take(step, score, state)
         told_at, waiting = time.monotonic(), 1.0
         while waiting:
-            is_done = self._world.rank != 0 or self._writer.wait(self._slice_s)
+            is_done = self._world.rank != 0 or self._writer.wait(self._world.turn_s)
             (waiting,) = self._world.agree([float(not is_done)])
             now = time.monotonic()
             if not is_done and now - told_at >= TELL_S:
@@ -154,22 +149,14 @@ class Saving:
         self._writer.close(self._limit_s)
 
     def _read(self, call: Callable[[], T], pauses_s: tuple[float, ...]) -> T:
-        """As `together`; where the store fails on any rank, all try again after each pause."""
+        """As `unhurried`; where the store fails on any rank, all try again after each pause."""
         for pause_s in pauses_s:
             try:
-                return self._waited(call)
+                return unhurried(self._world, call)
             except StoreError as error:
                 self._emit(events.checkpoint_unread(pause_s, str(error)))
                 time.sleep(pause_s)
-        return self._waited(call)
-
-    def _waited(self, call: Callable[[], T]) -> T:
-        """As `together`, for what may take longer than the time limit of a collective, or hang."""
-        task, waiting = Background(call), 1.0
-        while waiting:
-            is_done = task.wait(self._slice_s)
-            (waiting,) = self._world.agree([float(not is_done)])
-        return together(self._world, task.result)
+        return unhurried(self._world, call)
 
     def _find(self, written: int, is_new: bool) -> tuple[int, State] | None:
         steps = self._store.steps()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.orchestration.runs import read_summary
+from service.orchestration.summary import read_summary
 from service.training.journal import read_journal
 from tests.chaos.chased import Chased, Dead, Struck, measured
 from tests.chaos.command import Command

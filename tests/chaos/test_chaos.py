@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,12 +30,14 @@ def ray_folder() -> Iterator[Path]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_survives_the_death_of_each_of_its_processes(tmp_path: Path, ray_folder: Path):
+def test_a_run_survives_the_death_of_each_of_its_processes(
+    tmp_path: Path, ray_folder: Path, record_property: Any
+):
     campaign = Campaign(tmp_path, ray_folder, TOTAL)
     once = {victim: 1 for victim in Victim if victim not in ONLY_LONG}
     kills = draw(SEED, KILLS, total=TOTAL, checkpoint_every=CHECKPOINT_EVERY, shares=once)
     struck, differences = campaign.chase("chased", kills)
-    print(table(struck))
+    record_property("kills", f"\n{table(struck)}")
     assert differences == []
     # The last one may come too late.
     assert {found.kill for found in struck} >= set(kills[:-1])

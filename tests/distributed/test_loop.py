@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from service.data import loader as loader_module
+from service.data.records import Records
 from service.distributed import Distributed
 from service.errors import CheckpointError, DataError, RunError
 from service.launch import launch
+from service.training import parts as parts_module
 from service.training import writer as writer_module
 from service.training.journal import read_journal
 from service.training.loop import Trainer
@@ -50,6 +53,24 @@ def trained(world: Distributed, records: str, folder: str) -> dict[str, Any]:
         "memory": trainer.parts.memory.fingerprint(),
         "summary": outcome.summary,
     }
+
+
+LIMIT_S = 1.5
+
+
+def fetching(world: Distributed, records: str) -> str:
+    """Rank 1 is on a machine that has yet to fetch the records, for longer than a collective may
+    last; the fingerprint of what it got."""
+    open_plan = parts_module.open_plan
+
+    def slow(*args: Any) -> Any:
+        time.sleep(2.5 * LIMIT_S * world.rank)
+        return open_plan(*args)
+
+    setattr(parts_module, "open_plan", slow)  # noqa: B010  pyright minds the types
+    return build_parts(
+        small_config(Path(records), OVERRIDES), world.limited(LIMIT_S)
+    ).records.fingerprint
 
 
 def broken(world: Distributed, records: str, folder: str) -> str:
@@ -197,6 +218,11 @@ def each(world: Distributed, records: str, folder: str) -> list[str]:
 
 
 @pytest.mark.distributed
+def test_a_rank_may_fetch_records_for_longer_than_a_collective_lasts(records: str):
+    expected = Records.open(records, "train").fingerprint
+    assert launch(fetching, 2, records, timeout_s=60) == [expected] * 2
+
+
 def test_an_error_on_one_rank_is_raised_on_all(records: str, tmp_path: Path):
     first, second = launch(each, 2, records, str(tmp_path), timeout_s=60)
     assert first == second

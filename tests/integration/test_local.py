@@ -12,7 +12,8 @@ from service.errors import CheckpointError, DataError, ExitCode, NonFiniteError,
 from service.orchestration.evaluate import evaluate_run
 from service.orchestration.local import train_here
 from service.orchestration.progress import Update
-from service.orchestration.runs import create_run, read_summary
+from service.orchestration.runs import create_run
+from service.orchestration.summary import read_summary
 from service.settings import override
 from service.telemetry.sinks.event_files import FOLDER
 from tests.journals import texts

@@ -11,23 +11,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from service import distributed
 from service.decisions import Action, Directive
 from service.distributed import Distributed
 from service.errors import CheckpointError, DamagedCheckpointError
 from service.orchestration.evaluate import evaluate_run
-from service.orchestration.runs import create_run, read_summary
+from service.orchestration.runs import create_run
+from service.orchestration.summary import read_summary
 from service.settings import override
 from service.training import history, saving
 from service.training import writer as writer_module
 from service.training.checkpoint import State, load
 from service.training.journal import Event, Journal, read_journal
 from service.training.loop import Trainer, train
+from service.training.parts import unhurried
 from service.training.ports import Outcome, Ports
-from service.training.saving import Saving
 from service.training.store import Store, open_checkpoints
 from tests.faulty import Faults, FaultyFileSystem, SlowFolder, register
 from tests.integration.test_loop import sending
@@ -155,7 +157,7 @@ def test_a_last_checkpoint_that_takes_long_is_told_of(
     records: Path, tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(saving, "TELL_S", 0.2)
-    monkeypatch.setattr(saving, "WAIT_S", 0.05)
+    monkeypatch.setattr(distributed, "TURN_S", 0.05)
     faults.holds = holds = threading.Event()
     told: list[Event] = []
 
@@ -373,9 +375,7 @@ def test_a_store_that_hangs_does_not_keep_a_run_that_failed(
     assert "the store has held it up" in failed["message"]
 
 
-def test_a_reading_that_hangs_does_not_keep_a_rank_whose_peer_is_lost(
-    records: Path, tmp_path: Path
-):
+def test_a_reading_that_hangs_does_not_keep_a_rank_whose_peer_is_lost():
     asked = iter([[1.0], [1.0]])
 
     def agree(values: list[float]) -> list[float]:
@@ -384,13 +384,11 @@ def test_a_reading_that_hangs_does_not_keep_a_rank_whose_peer_is_lost(
             raise RuntimeError("Connection closed by peer")
         return found
 
-    config = small_config(records, ["cluster.collective_timeout_s=0.1"])
-    saved = Saving(config, tmp_path, Distributed.single(), "", lambda event: None)
-    saved._world = SimpleNamespace(rank=0, agree=agree)  # pyright: ignore[reportAttributeAccessIssue]
+    world = SimpleNamespace(rank=0, agree=agree, turn_s=0.02)
     hangs = threading.Event()
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="closed by peer"):
-        saved._waited(lambda: hangs.wait(60))
+        unhurried(cast(Distributed, world), lambda: hangs.wait(60))
     assert time.monotonic() - began < 30
     hangs.set()
 

@@ -33,8 +33,10 @@ _PORTS = (
     "ray-client-server-port",
 )
 _UP_S = 60.0
+_IN_START = '        "event": "start",\n'
 CHANGE = "a change of mine"
-"""What the training job of the checkout prints, and that of the installed code does not."""
+"""What the training job of the checkout prints, and what its workers write into a run's journal; the
+installed code does neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +145,20 @@ def head(folder: Path, cpus: int = 2) -> Iterator[Head]:
 
 
 def checkout(folder: Path) -> Path:
-    """A copy of the code, as a researcher's own, with a change in it."""
+    """A copy of the code, as a researcher's own, with a change in what the driver runs and one in
+    what the workers run."""
     made = folder / "checkout"
     for name in ("service", "jobs"):
         shutil.copytree(REPO / name, made / name, ignore=shutil.ignore_patterns("__pycache__"))
-    job = made / "jobs" / "train.py"
-    first = "    check_versions()\n"
-    job.write_text(job.read_text().replace(first, f'    print("{CHANGE}", flush=True)\n{first}'))
+    _add(made / "jobs/train.py", f'    print("{CHANGE}", flush=True)\n', "    check_versions()\n")
+    _add(made / "service/training/events.py", f'        "{CHANGE}": True,\n', _IN_START)
     return made
+
+
+def _add(file: Path, lines: str, before: str) -> None:
+    text = file.read_text()
+    assert text.count(before) == 1, f"{file} has not one place for the change"
+    file.write_text(text.replace(before, lines + before))
 
 
 def processes_of(found: Head) -> list[str]:

@@ -1,6 +1,6 @@
 """Runs submitted to a real cluster that asks for a token: followed, looked at, stopped, continued.
 
-The commands run as processes of their own, from a checkout with a change in it; there is no Ray in
+The commands run as processes of their own, from a checkout with changes in it; there is no Ray in
 this process.
 """
 
@@ -210,6 +210,8 @@ def test_a_submitted_run_is_followed_through_cut_connections_to_its_own_exit_cod
     shown = [line for line in err.splitlines() if not line.startswith("crossreid: ")]
     assert shown == lines
     assert f"the cluster must see run.storage {ray_head.folder}/runs" in err
+    [start] = [event for event in read_journal(journal.parent) if event["event"] == "start"]
+    assert CHANGE in start, "the workers do not run the code of the checkout"
 
 
 def test_a_detached_run_is_looked_at_stopped_with_a_checkpoint_and_goes_on_from_it(

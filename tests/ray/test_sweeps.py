@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 from service.config import Config
 from service.errors import ExitCode
 from service.orchestration.bases import StandIn
-from service.orchestration.runs import read_summary
+from service.orchestration.summary import read_summary
 from service.orchestration.tune import launch_tuning
 from service.settings import override
 from service.training.journal import read_journal

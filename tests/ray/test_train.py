@@ -11,7 +11,8 @@ import pytest
 from service.config import Config
 from service.errors import ClusterError, ExitCode, ModelError, RunError
 from service.orchestration.progress import Update
-from service.orchestration.runs import Run, create_run, read_summary
+from service.orchestration.runs import Run, create_run
+from service.orchestration.summary import read_summary
 from service.orchestration.train import ended, fit, launch_training
 from service.orchestration.worker import Job, WorkerFault
 from service.settings import override

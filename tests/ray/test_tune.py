@@ -15,7 +15,7 @@ from service.orchestration.control import ControlReader
 from service.orchestration.monitor import Monitor
 from service.orchestration.orphans import actor_is_dead, end_actor
 from service.orchestration.progress import Update
-from service.orchestration.runs import read_summary
+from service.orchestration.summary import read_summary
 from service.orchestration.tune import BEST_FILE, JOURNAL, launch_tuning
 from service.settings import load_config, override
 from service.training.journal import read_journal

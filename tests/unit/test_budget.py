@@ -14,7 +14,8 @@ from service import cli
 from service.config import Config
 from service.errors import ClusterError, ExitCode, SamplerError
 from service.orchestration.budget import Budget, Pace, budget, check_here, measured_pace
-from service.orchestration.runs import Run, make_run, write_summary
+from service.orchestration.runs import Run, make_run
+from service.orchestration.summary import write_summary
 from service.settings import override
 from service.training.journal import Journal
 from tests.small import make_records, small_config

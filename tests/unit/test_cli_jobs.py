@@ -14,8 +14,9 @@ from service.config import Config, DataConfig
 from service.errors import ExitCode
 from service.orchestration.job import Job
 from service.orchestration.reading import ANSWER
-from service.orchestration.runs import Run, create_run, held, write_summary
+from service.orchestration.runs import Run, create_run, held
 from service.orchestration.standing import Standing, State
+from service.orchestration.summary import write_summary
 from service.settings import override
 from tests.jobserver import JobServer
 from tests.journals import Trainer

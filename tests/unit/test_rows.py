@@ -23,7 +23,8 @@ from service.orchestration.rows import (
     short_decisions,
     verdict_of,
 )
-from service.orchestration.runs import Run, read_summary, resume_run, write_summary
+from service.orchestration.runs import Run, resume_run
+from service.orchestration.summary import read_summary, write_summary
 from service.orchestration.trials import TrialRecord
 from service.orchestration.worker import error_values
 from service.settings import load_config, override

@@ -23,8 +23,8 @@ from service.orchestration.runs import (
     plan_run,
     resume_run,
     taken,
-    write_summary,
 )
+from service.orchestration.summary import write_summary
 from service.settings import load_config, override
 
 

@@ -17,16 +17,9 @@ from service.decisions import Decision, Verdict
 from service.errors import RunError
 from service.orchestration.driver import JOB_VARIABLE
 from service.orchestration.reading import find_standing, is_there, read_standing
-from service.orchestration.runs import (
-    create_run,
-    held,
-    is_held,
-    is_seen,
-    plan_run,
-    taken,
-    write_summary,
-)
+from service.orchestration.runs import create_run, held, is_held, is_seen, plan_run, taken
 from service.orchestration.standing import Life, Standing, State, standing
+from service.orchestration.summary import write_summary
 from service.orchestration.sweep_journal import SweepJournal
 from service.settings import override
 from service.training.journal import Event, read_journal

@@ -19,8 +19,9 @@ from service.orchestration import entry, orphans, train, tune, watch
 from service.orchestration.nested import _trial_run, past_end
 from service.orchestration.orphans import QUIET_S, remove_orphans
 from service.orchestration.rows import Sweep
-from service.orchestration.runs import Run, held, make_run, read_summary, write_summary
+from service.orchestration.runs import Run, held, make_run
 from service.orchestration.scheduler import GoNoGoScheduler
+from service.orchestration.summary import read_summary, write_summary
 from service.orchestration.sweep_journal import FILE_NAME, SweepJournal
 from service.orchestration.sweeps import head_line, is_sweep, resume_sweep
 from service.orchestration.trials import TrialRecord, is_end, new_record
