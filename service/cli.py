@@ -143,6 +143,8 @@ def _train(args: argparse.Namespace) -> int:
     from service.orchestration.words import split_words
     from service.telemetry.logs import verdict_line
 
+    if args.resume is not None and args.run_id is not None:
+        raise ConfigError("--resume goes on with a run that has a name; leave --run-id out")
     file, overrides = split_words(args.words)
     config = _train_config(file, overrides, args.resume)
     if args.no_ray:
@@ -236,8 +238,10 @@ def _tune_config(args: argparse.Namespace) -> Any:
 
     if args.resume is None:
         return _required_config(args.words)
-    if args.run_id or args.dry_run:
-        raise ConfigError("--resume goes on with a sweep that has a name; leave out what is new")
+    if args.run_id is not None or args.dry_run:
+        raise ConfigError(
+            "--resume goes on with a sweep that has a name; leave --run-id and --dry-run out"
+        )
     file, overrides = split_words(args.words)
     if file is not None:
         return _required_config(args.words)

@@ -30,10 +30,14 @@ _EXAMPLES = {
     "status": "  crossreid status RUN\n  crossreid status RUN --storage /data/runs --json\n\n"
     "A run whose folder is seen from here needs no cluster.\n",
     "logs": "  crossreid logs RUN\n  crossreid logs -f RUN\n\nThe exit code of -f is the job's.\n",
-    "stop": "  crossreid stop RUN\n  crossreid submit train --resume RUN\n",
+    "stop": "  crossreid stop RUN\n  crossreid submit train --resume RUN\n\n"
+    "The exit code is 1 if the run ended without its checkpoint, 2 if it failed, as where that\n"
+    "could not be written.\n",
     "list": "  crossreid list --address http://head:8265\n",
 }
 _BY_FOLDER = "What follows goes by the run's folder alone"
+_LOST = 1
+"""The exit code of a job that did not say how it ended."""
 
 
 # -- the words -------------------------------------------------------------------------------------
@@ -160,7 +164,21 @@ def _stopped(args: argparse.Namespace) -> Answer:
         "state": job.state,
         "standing": found.to_dict() if found else None,
     }
-    return Answer(values, views_jobs.stopped(job, found, address_word(args)))
+    text = views_jobs.stopped(job, found, address_word(args))
+    return Answer(values, text, ExitCode.OK if args.now else _left_with(found))
+
+
+def _left_with(found: "Standing | None") -> int:
+    """The exit code of a stop that asked for a checkpoint: Ray does not keep the job's own.
+
+    found: where the run stands now, None where that is not known.
+    """
+    from service.orchestration.standing import State
+
+    if found is None or not found.begun:
+        return ExitCode.OK
+    codes = {State.LOST: _LOST, State.FAILED: ExitCode.USER_ERROR}
+    return codes.get(found.state, ExitCode.OK)
 
 
 def _stands(args: argparse.Namespace, jobs: "ClusterJobs", job: "Job") -> "Standing | None":

@@ -57,13 +57,16 @@ def stopped(job: Job, found: Standing | None, address: str) -> str:
         return f"job {job.job_id} has ended ({job.state}){where if job.trains else ''}\n"
     if found.state is State.ENDED:
         return f"run {found.run} had come to its end: {found.verdict}\n"
-    return _left_off(job, found, address)
+    failed = found.state is State.FAILED
+    why = f"{verdict_line(found.verdict, found.words, found.remedy)}\n" if failed else ""
+    return f"{_left_off(job, found, address)}{why}"
 
 
 def _left_off(job: Job, found: Standing, address: str) -> str:
     """Where a run that has more to do was left, and how it goes on."""
     lost = "was killed" if job.signal else "has ended"
-    how = lost if found.state is State.LOST else f"is {found.state}"
+    hows = {State.LOST: lost, State.FAILED: "has failed"}
+    how = hows.get(found.state, f"is {found.state}")
     steps = _steps(found)
     at = f": {steps} trials have ended" if job.kind == "tune" else f" at step {steps}"
     return f"run {found.run} {how}{at}\n{_saved(job, found)}{_go_on(job, address)}"

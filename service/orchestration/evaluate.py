@@ -3,11 +3,12 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from service.errors import CheckpointError, RunError
+from service.errors import CheckpointError, DamagedCheckpointError, RunError
 from service.orchestration.runs import Run, open_run
 from service.orchestration.summary import SUMMARY_FILE, read_summary, write_summary
 
 if TYPE_CHECKING:
+    from service.training.checkpoint import Identity, State
     from service.training.store import Store
 
 
@@ -22,15 +23,17 @@ def evaluate_run(
 
     Raises:
         RunError: there is no such run, or its folder is read-only.
-        CheckpointError: it has no such checkpoint, or that one is damaged.
+        DataError: its records cannot be had.
+        CheckpointError: it has no such checkpoint, or that one is damaged or of another config or
+            other records.
     """
     import torch
 
     from service.data.records import Records
+    from service.data.store import read_manifest
     from service.distributed import Distributed
     from service.evaluation.evaluator import evaluate
     from service.model.reid import CrossReID
-    from service.training.checkpoint import load
     from service.training.store import open_checkpoints
 
     found = open_run(run, storage)
@@ -41,11 +44,11 @@ def evaluate_run(
             "copy the run to where it can be written"
         )
     store = open_checkpoints(config.run.checkpoints, found.path)
-    step = chosen(store, checkpoint, found.run_id)
-    state = load(store, step, made_with={"config": config.fingerprint()})
+    records = read_manifest(config.data.records)
+    made_with = {"config": config.fingerprint(), "records": records.fingerprint}
+    step, state = _loaded(store, checkpoint, found.run_id, made_with)
     world = Distributed.single(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    train = Records.open(config.data.records, "train")
-    model = CrossReID(config.model, train.num_classes, world.gather_rows).to(world.device)
+    model = CrossReID(config.model, records.num_classes, world.gather_rows).to(world.device)
     model.load_state_dict(state["model"])
     test = Records.open(config.data.records, "test")
     result = evaluate(model, test, world, config.eval.batch_rows)
@@ -53,6 +56,26 @@ def evaluate_run(
     summary |= {"evaluated_step": step, **result.to_summary()}
     write_summary(found.path, summary)
     return found, summary
+
+
+def _loaded(
+    store: "Store", checkpoint: str, run_id: str, made_with: "Identity"
+) -> tuple[int, "State"]:
+    """The step that `checkpoint` names, and its state. Of a run that trains meanwhile, the newer
+    one where the first was deleted to make room for it.
+
+    Raises:
+        CheckpointError: there is none such, or it is damaged or another's.
+    """
+    from service.training.checkpoint import load
+
+    while True:
+        step = chosen(store, checkpoint, run_id)
+        try:
+            return step, load(store, step, made_with=made_with)
+        except DamagedCheckpointError:
+            if step in store.steps():
+                raise
 
 
 def chosen(store: "Store", checkpoint: str, run_id: str) -> int:
@@ -73,6 +96,9 @@ def chosen(store: "Store", checkpoint: str, run_id: str) -> int:
         return steps[-1]
     if checkpoint == "best":
         best = best_of(store, steps)
+        if not set(steps) <= set(store.steps()):
+            # What was deleted meanwhile may have been the best, until a better one came.
+            return chosen(store, checkpoint, run_id)
         if best is None:
             raise CheckpointError(
                 f"no checkpoint of run {run_id} was written after a health report, so none is the "

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from service.errors import RunError
-from service.orchestration.driver import read_driver
+from service.orchestration.driver import Driver, read_driver
 from service.orchestration.runs import Run, is_held, is_run, is_seen, open_run
 from service.orchestration.space import num_trials
 from service.orchestration.standing import Life, Standing, standing
@@ -63,7 +63,8 @@ def _readable(folder: Path) -> Iterator[None]:
 
 def _read(folder: Path, known: Life) -> Standing:
     run = open_run(str(folder))
-    life = _life(run, known)
+    held, driver = is_held(run.path), read_driver(run.path)
+    life = _life(run, known, held, driver)
     try:
         summary = read_summary(run.path)
     except RunError as error:
@@ -71,10 +72,13 @@ def _read(folder: Path, known: Life) -> Standing:
             f"{error}; where run {run.run_id} stands cannot be told without it"
         ) from error
     now = time.time()
-    if (run.path / FILE_NAME).is_file() or run.config.tune.space:
+    # Not by `tune.space`, which a plain run may have as well. Before its first line a sweep has no
+    # more to tell than a run.
+    if (run.path / FILE_NAME).is_file():
         lines = SweepJournal(run.path / FILE_NAME).read()
         total = num_trials(run.config)
         found = sweep_standing(run.run_id, lines, total=total, now=now, life=life, summary=summary)
+        found = replace(found, begun=bool(found.trials))
     else:
         found = standing(
             run.run_id,
@@ -84,16 +88,17 @@ def _read(folder: Path, known: Life) -> Standing:
             summary=summary,
             place=lambda step: _place(run, step),
         )
-    return found.at(str(run.path))
+    # A job that never took the folder has trained nothing, whatever stands there.
+    is_its = driver is None or known.job_id in ("", driver.job)
+    return replace(found.at(str(run.path)), begun=found.begun and is_its)
 
 
-def _life(run: Run, known: Life) -> Life:
+def _life(run: Run, known: Life, held: bool | None, driver: Driver | None) -> Life:
     """What is known of the run's job, with what its folder tells of the driver that took it last.
 
     Raises:
         RunError: nobody says whether a driver trains it now.
     """
-    held, driver = is_held(run.path), read_driver(run.path)
     if held is None and known.job is None:
         raise RunError(
             f"whether run {run.run_id} is being trained cannot be told: the lock in {run.path} may "

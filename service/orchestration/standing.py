@@ -67,6 +67,7 @@ class Standing:
     verdict, cause, words, remedy: as the run ended, or as last decided. step, total: for a sweep,
     trials that ended, of all. eta_s: seconds of training left at the pace of the last steps.
     ce_fraction: cross-entropy over that of chance. attempt: how often its workers were started.
+    begun: its newest job or driver has trained; else what is told is an earlier one's, or nothing.
     checkpoint_step, checkpoint_at, checkpoint_age_s: the newest checkpoint, where it lies, and how
     old it is. silent_s: seconds since the journal's last line. newest: the newest error or decision
     in words. summary: the run's `summary.json`. trials: of a sweep.
@@ -89,6 +90,7 @@ class Standing:
     images_per_second: float | None = None
     world_size: int | None = None
     attempt: int = 0
+    begun: bool = True
     checkpoint_step: int | None = None
     checkpoint_at: str = ""
     checkpoint_age_s: float | None = None
@@ -166,6 +168,7 @@ def standing(
         images_per_second=_images_per_second(seen.steps),
         world_size=(seen.start or {}).get("world_size"),
         attempt=seen.attempt,
+        begun=(seen.start or {}).get("attempt", 0) > life.attempts,
         checkpoint_step=saved[0] if saved else None,
         checkpoint_at=place(saved[0]) if saved else "",
         # The clocks of two machines may differ.

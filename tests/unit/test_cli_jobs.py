@@ -243,6 +243,57 @@ def test_a_run_that_was_stopped_says_where_it_stands(cluster: Any, capsys: Any):
     assert "asked it to write a checkpoint" in err
 
 
+FAILED = replace(STOPPED, state=State.FAILED, verdict="ERROR", words="no space left")
+
+
+@pytest.mark.parametrize(
+    ("found", "more", "code", "words"),
+    [
+        (STOPPED, [], ExitCode.OK, "is stopped at step 9 of 90"),
+        (replace(STOPPED, state=State.PAUSED), [], ExitCode.OK, "is paused at step 9 of 90"),
+        (replace(STOPPED, state=State.ENDED, verdict="NO_GO"), [], ExitCode.OK, "end: NO_GO"),
+        (replace(STOPPED, state=State.LOST), [], 1, "has ended at step 9 of 90"),
+        (FAILED, [], ExitCode.USER_ERROR, "--resume one\nERROR: no space left\n"),
+        # It was killed as asked.
+        (replace(STOPPED, state=State.LOST), ["--now"], ExitCode.OK, "has ended at step 9 of 90"),
+        # What stands there is an earlier job's end.
+        (replace(STOPPED, state=State.LOST, begun=False), [], ExitCode.OK, "has ended at step 9"),
+        (replace(FAILED, begun=False), [], ExitCode.OK, "has failed at step 9 of 90"),
+    ],
+)
+def test_a_stop_that_was_to_leave_a_checkpoint_says_by_its_exit_code_whether_it_did(
+    cluster: Any, capsys: Any, found: Standing, more: list[str], code: int, words: str
+):
+    cluster(TRAINING, small=answering(found))
+    ended, out, _ = said(capsys, "stop", "one", *more)
+    assert (ended, words in out) == (code, True), out
+
+
+def test_a_plain_run_whose_config_has_a_space_is_stopped_as_a_run(cluster: Any, capsys: Any):
+    space = ["run.storage=runs", "tune.space={optim.head_lr: {grid: [1e-2, 1e-3]}}"]
+    run = create_run(override(Config(data=DataConfig(records="r")), space), "one")
+    trainer = Trainer(run.path)
+
+    def stops(job: Job) -> Job:
+        trainer.train(13, 14)
+        trainer.write({"event": "checkpoint", "step": 14})
+        trainer.end(14, "STOPPED")
+        return replace(job, state="STOPPED")
+
+    trainer.begin(0)
+    trainer.train(1, 12)
+    cluster(replace(TRAINING, folder=str(run.path)), stops=stops)
+    assert "step       12 of 100000" in said(capsys, "status", "one")[1]
+    code, out, _ = said(capsys, "stop", "one")
+    assert (code, out.splitlines()[:2]) == (
+        ExitCode.OK,
+        [
+            "run one is stopped at step 14 of 100000",
+            f"checkpoint of step 14 in {run.path}/checkpoint_00000014",
+        ],
+    )
+
+
 @pytest.mark.parametrize(
     ("small", "why"),
     [

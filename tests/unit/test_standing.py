@@ -27,6 +27,7 @@ from tests.journals import CHECKPOINT_EVERY, LOG_EVERY, Trainer
 
 RUNNING = Life(held=True)
 GONE = Life()
+SPACE = "tune.space={optim.head_lr: {grid: [1e-2, 1e-3, 1e-4]}}"
 
 
 def told(folder: Path, life: Life, now: float, summary: Any = None) -> Standing:
@@ -321,8 +322,7 @@ def test_looking_keeps_no_driver_out_and_changes_nothing(config: Config):
 
 
 def test_a_sweep_counts_its_trials(config: Config):
-    space = "tune.space={optim.head_lr: {grid: [1e-2, 1e-3, 1e-4]}}"
-    run = create_run(override(config, [space]), "sweep")
+    run = create_run(override(config, [SPACE]), "sweep")
     journal = SweepJournal(run.path / "decisions.jsonl")
     assert read_standing(run.path, Life(job="RUNNING")).state is State.STARTING
     for trial in ("a", "b", "c"):
@@ -354,6 +354,87 @@ def test_a_sweep_counts_its_trials(config: Config):
         "1 GO, 1 NO_GO, 1 WAIT",
         None,
     )
+
+
+def test_a_sweep_that_has_just_begun_is_waited_for_as_a_run_is(config: Config):
+    run = create_run(override(config, [SPACE]), "sweep")
+    assert read_standing(run.path, Life(job="PENDING")).state is State.WAITING
+    journal = SweepJournal(run.path / "decisions.jsonl")
+    with taken(run, new=False):
+        found = read_standing(run.path)
+        assert (found.state, found.begun) == (State.STARTING, False)
+        journal.append({"event": "sweep", "sweep": "sweep"})
+        found = read_standing(run.path)
+        assert (found.state, found.step, found.total) == (State.STARTING, 0, 3)
+        journal.append({"event": "trial", "time": 1.0, "trial": "a", "sample": {}})
+        found = read_standing(run.path)
+        assert (found.state, found.begun) == (State.TRAINING, True)
+    assert read_standing(run.path).state is State.LOST
+
+
+def test_a_plain_run_whose_config_has_a_space_is_no_sweep(config: Config):
+    run = create_run(override(config, [SPACE]), "one")
+    trainer = Trainer(run.path)
+    with taken(run, new=False):
+        found = read_standing(run.path)
+        assert (found.state, found.step, found.total) == (State.STARTING, 0, None)
+        trainer.begin(0)
+        trainer.train(1, 14)
+        found = read_standing(run.path)
+        assert (found.state, found.step, found.total) == (State.TRAINING, 14, 100_000)
+    trainer.end(14, "STOPPED")
+    write_summary(run.path, {"verdict": "STOPPED", "steps": 14})
+    found = read_standing(run.path)
+    assert (found.state, found.step, found.total) == (State.STOPPED, 14, 100_000)
+    assert found.checkpoint_at == f"{run.path}/checkpoint_00000012"
+
+
+def test_a_trial_that_goes_on_as_a_run_of_its_own_is_one_and_its_sweep_stays_a_sweep(
+    config: Config,
+):
+    sweep = create_run(override(config, [SPACE]), "sweep")
+    journal = SweepJournal(sweep.path / "decisions.jsonl")
+    journal.append({"event": "trial", "time": 1.0, "trial": "a", "sample": {}})
+    write_summary(sweep.path, {"verdict": "STOPPED"})
+    trial = create_run(sweep.config, "a", sweep.path)
+    trainer = Trainer(trial.path, decides=False)
+    trainer.begin(0)
+    trainer.train(1, 12)
+    with taken(trial, new=False):
+        assert read_standing(trial.path).state is State.STARTING
+        trainer.begin(12)
+        trainer.train(13, 15)
+        found = read_standing(trial.path)
+        assert (found.state, found.step, found.total) == (State.TRAINING, 15, 100_000)
+        assert read_standing(sweep.path).state is State.STOPPED
+    assert read_standing(trial.path).state is State.LOST
+
+
+def test_a_job_or_driver_has_begun_once_it_has_trained_whatever_others_did_before(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    run = create_run(config, "one")
+    trainer = Trainer(run.path)
+
+    def begun(job: str = "") -> bool:
+        return read_standing(run.path, Life(job="STOPPED", job_id=job) if job else None).begun
+
+    assert not begun()
+    with taken(run, new=False):
+        assert not begun()
+        trainer.begin(0)
+        assert begun()
+    assert begun()
+    # A job that ended before it took the folder, then one that did before its workers came up.
+    assert not begun("one.2")
+    monkeypatch.setenv(JOB_VARIABLE, json.dumps({"metadata": {"job_submission_id": "one.2"}}))
+    with taken(run, new=False):
+        assert (begun(), begun("one.2")) == (False, False)
+        trainer.attempt += 1
+        trainer.write({"event": "checkpoint_unread", "message": "the store is away"})
+        assert (begun(), begun("one.2")) == (False, False), "it waits for its checkpoint"
+        trainer.begin(0)
+    assert (begun(), begun("one.2"), begun("one.3")) == (True, True, False)
 
 
 def test_a_sweep_has_the_cause_that_its_trials_have_in_common(config: Config):
