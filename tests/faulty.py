@@ -22,7 +22,8 @@ class Faults:
     dies_at: in this write, half way, the writer's process dies.
     holds: writes wait until it is set. slow_s: seconds that a write takes at least. truncates:
     files with this ending, which are cut in half and reported as stored. room: bytes that fit, in
-    all. down: nothing can be reached.
+    all. down: nothing can be reached. from_start: writes that are no checkpoint's go wrong too,
+    such as the first of a run, which says whose the place is.
     """
 
     refuses: bool = False
@@ -34,6 +35,7 @@ class Faults:
     truncates: str = ""
     room: int | None = None
     down: bool = False
+    from_start: bool = False
     writes: list[str] = field(default_factory=list)
 
 
@@ -63,6 +65,9 @@ class FaultyFileSystem(MemoryFileSystem):
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         faults = self.faults
+        if not (faults.from_start or "/checkpoint_" in path):
+            self._reach(path)
+            return super().pipe_file(path, value)
         faults.writes.append(path)
         if faults.holds is not None:
             faults.holds.wait(30)

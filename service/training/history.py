@@ -17,7 +17,7 @@ class Past(NamedTuple):
 
     journal: open for the attempt that begins now. directives: lines of those applied so far. ends:
     steps at which an earlier command came to its end and told its user, who goes on on purpose.
-    written: step of the newest checkpoint. is_new: there was no earlier attempt.
+    written: step of the newest checkpoint. is_new: no attempt has begun to train.
     """
 
     journal: Journal | None
@@ -42,13 +42,14 @@ def look_back(run_dir: Path, rank: int, told: int | None = None) -> Past:
         journal = Journal(run_dir, last_attempt(events) + 1)
     except OSError as error:
         raise unwritable(error) from error
+    is_new = not any(event["event"] == "start" for event in events)
     given = [event for event in events if event["event"] == "directive"]
     ends = [
         event["step"]
         for event in events
         if event["event"] == "end" and (told is None or event["attempt"] <= told)
     ]
-    return Past(journal, given, ends, _newest_written(events), is_new=not events)
+    return Past(journal, given, ends, _newest_written(events), is_new)
 
 
 def _newest_written(events: list[Event]) -> int:

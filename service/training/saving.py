@@ -12,6 +12,7 @@ from service.errors import CheckpointError, DamagedCheckpointError, StoreError
 from service.training import events
 from service.training.checkpoint import State, load
 from service.training.journal import Event
+from service.training.owner import claim
 from service.training.parts import together, unhurried
 from service.training.sharing import require_shared
 from service.training.store import FolderStore, open_checkpoints
@@ -19,6 +20,8 @@ from service.training.writer import TELL_S, CheckpointWriter
 
 T = TypeVar("T")
 
+FIRST_PAUSES_S = (1.0, 4.0)
+"""Seconds before each further try to reach the store of a run that is new."""
 READ_PAUSES_S = (1.0, 4.0, 15.0, 30.0, 60.0, 60.0)
 """Seconds before each further try to read the checkpoints of a run that goes on."""
 LAST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 120.0
@@ -49,6 +52,7 @@ class Saving:
         self._world, self._emit = world, emit
         self._made_with = {"config": config.fingerprint(), "records": records}
         self._limit_s = config.cluster.collective_timeout_s
+        self._run_dir = run_dir
         self._is_elsewhere = config.run.checkpoints is not None
         self._store = together(world, lambda: open_checkpoints(config.run.checkpoints, run_dir))
         require_shared(run_dir, "run.storage", world)
@@ -69,15 +73,15 @@ class Saving:
         """The newest whole checkpoint, None when none was ever written. Every rank must call it.
 
         Each damaged one before it is told of. written: step of the newest that the journal knows.
-        is_new: the run has no earlier attempt, so that checkpoints elsewhere are another run's, and
-        a store that fails is no reason to wait. All ranks pass the same.
+        is_new: the run has not begun, so that checkpoints elsewhere that say nothing else are
+        another run's, and a store that fails is no reason to wait long. All ranks pass the same.
 
         Raises:
             CheckpointError: on all ranks: none is whole, one belongs to another run, config,
                 records or version, or the store cannot be reached for some minutes.
         """
         rank0 = self._world.rank == 0
-        pauses_s = () if is_new else READ_PAUSES_S
+        pauses_s = FIRST_PAUSES_S if is_new else READ_PAUSES_S
         found = self._read(lambda: self._find(written, is_new) if rank0 else None, pauses_s)
         step = self._world.broadcast_object(found[0] if found else None)
         if step is None:
@@ -159,12 +163,9 @@ class Saving:
         return unhurried(self._world, call)
 
     def _find(self, written: int, is_new: bool) -> tuple[int, State] | None:
+        if self._is_elsewhere:
+            claim(self._store, self._run_dir, is_new=is_new)
         steps = self._store.steps()
-        if steps and is_new and self._is_elsewhere:
-            raise CheckpointError(
-                f"{self._store.place(steps[-1])} belongs to another run of this name, since this "
-                "one is new; take another --run-id, or move that run's checkpoints away"
-            )
         if written > max(steps, default=0):
             self._tell_damaged(written, f"{self._store.place(written)} is gone, which was written")
         for step in reversed(steps):

@@ -20,9 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 from service.errors import CheckpointError, StoreError
 from service.redaction import shown_url
 from service.stores import open_store, reaching
+from service.training.files import write_text
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
+OWNER_FILE = "owner.json"
 _FOLDER = re.compile(r"checkpoint_(\d{8,})")
 _HIDDEN = ".checkpoint_*"
 _BLOCK = 16 << 20
@@ -33,8 +35,21 @@ class Store(Protocol):
     """The checkpoints of one run. Every method may raise a StoreError that says what the store
     refused; only `read` tells what is missing from what cannot be had."""
 
+    @property
+    def where(self) -> str:
+        """Where the checkpoints lie, as a message may show it."""
+        ...
+
     def place(self, step: int) -> str:
         """Where the checkpoint of `step` lies, as a message may show it."""
+        ...
+
+    def owner(self) -> str | None:
+        """What `own` wrote; None before that."""
+        ...
+
+    def own(self, owner: str) -> None:
+        """Writes down whose the checkpoints are, in place of what was said before."""
         ...
 
     def put(self, step: int, state: bytes, manifest: bytes) -> None:
@@ -86,13 +101,26 @@ class FolderStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
     def place(self, step: int) -> str:
         return str(self.folder / folder_name(step))
+
+    def owner(self) -> str | None:
+        found = self._read(self.folder / OWNER_FILE)
+        return None if found is None else found.decode(errors="replace")
+
+    def own(self, owner: str) -> None:
+        with self._writing(self.where):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / OWNER_FILE, owner)
 
     def put(self, step: int, state: bytes, manifest: bytes) -> None:
         target = self.folder / folder_name(step)
         beside = self._beside(step)
-        with self._writing(step):
+        with self._writing(self.place(step)):
             try:
                 beside.mkdir(parents=True)
                 _write(beside / STATE_FILE, state)
@@ -119,19 +147,11 @@ class FolderStore:
             ) from error
 
     def read(self, step: int, file: str) -> bytes | None:
-        path = self.folder / folder_name(step) / file
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(
-                f"cannot read {path}: {error}; check its rights and the disk, then --resume"
-            ) from error
+        return self._read(self.folder / folder_name(step) / file)
 
     def delete(self, step: int) -> None:
         aside = self._beside(step)
-        with self._writing(step):
+        with self._writing(self.place(step)):
             (self.folder / folder_name(step)).rename(aside)
             shutil.rmtree(aside)
 
@@ -146,13 +166,23 @@ class FolderStore:
         """A hidden name that no other writer, such as one of a lost attempt, uses."""
         return self.folder / f".{folder_name(step)}.{uuid.uuid4().hex[:8]}"
 
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {path}: {error}; check its rights and the disk, then --resume"
+            ) from error
+
     @contextlib.contextmanager
-    def _writing(self, step: int) -> Iterator[None]:
+    def _writing(self, place: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise StoreError(
-                f"cannot write checkpoint {self.place(step)}: {error}; free space or check rights, "
+                f"cannot write checkpoint {place}: {error}; free space or check rights, "
                 "then resume the run; or copy its checkpoints elsewhere, name that place in "
                 "run.checkpoints, and resume"
             ) from error
@@ -170,15 +200,27 @@ class UrlStore:
         self._root = root
         self._url = url
 
+    @property
+    def where(self) -> str:
+        return shown_url(self._url)
+
     def place(self, step: int) -> str:
-        return f"{shown_url(self._url)}/{folder_name(step)}"
+        return f"{self.where}/{folder_name(step)}"
+
+    def owner(self) -> str | None:
+        found = self._read(self._path(OWNER_FILE))
+        return None if found is None else found.decode(errors="replace")
+
+    def own(self, owner: str) -> None:
+        with reaching(self._url, StoreError):
+            self._upload(OWNER_FILE, owner.encode())
 
     def put(self, step: int, state: bytes, manifest: bytes) -> None:
         with reaching(self._url, StoreError):
             try:
                 self._remove(step, MANIFEST_FILE)
-                self._upload(step, STATE_FILE, state)
-                self._upload(step, MANIFEST_FILE, manifest)
+                self._upload(_file(step, STATE_FILE), state)
+                self._upload(_file(step, MANIFEST_FILE), manifest)
             except Exception:
                 # A manifest that could not be read back must not count, and a full store needs the
                 # room; what cannot be removed now is swept later.
@@ -191,12 +233,7 @@ class UrlStore:
         return _steps_of(name for name, file in self._files() if file == MANIFEST_FILE)
 
     def read(self, step: int, file: str) -> bytes | None:
-        with reaching(self._url, StoreError):
-            self._fs.invalidate_cache()
-            try:
-                return self._cat(self._path(step, file))
-            except FileNotFoundError:
-                return None
+        return self._read(self._path(_file(step, file)))
 
     def delete(self, step: int) -> None:
         with reaching(self._url, StoreError):
@@ -222,14 +259,23 @@ class UrlStore:
         paths = [PurePosixPath(path) for path in found]
         return [(p.parent.name, p.name) for p in paths if _FOLDER.fullmatch(p.parent.name)]
 
-    def _path(self, step: int, file: str) -> str:
-        return f"{self._root}/{folder_name(step)}/{file}"
+    def _path(self, file: str) -> str:
+        return f"{self._root}/{file}"
+
+    def _read(self, path: str) -> bytes | None:
+        with reaching(self._url, StoreError):
+            self._fs.invalidate_cache()
+            try:
+                return self._cat(path)
+            except FileNotFoundError:
+                return None
 
     def _remove(self, step: int, file: str) -> None:
         """Takes a file away where there is one: a store may refuse deletes, and still be used."""
         self._fs.invalidate_cache()
-        if self._fs.exists(self._path(step, file)):
-            self._fs.rm_file(self._path(step, file))
+        path = self._path(_file(step, file))
+        if self._fs.exists(path):
+            self._fs.rm_file(path)
 
     def _remove_folder(self, name: str) -> None:
         """Takes away what is left of a checkpoint, which may be nothing."""
@@ -237,8 +283,8 @@ class UrlStore:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(f"{self._root}/{name}", recursive=True)
 
-    def _upload(self, step: int, file: str, data: bytes) -> None:
-        path = self._path(step, file)
+    def _upload(self, file: str, data: bytes) -> None:
+        path = self._path(file)
         try:
             self._fs.pipe_file(path, data)
         except FileNotFoundError:
@@ -246,7 +292,7 @@ class UrlStore:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(path, data)
         self._fs.invalidate_cache()
-        _require_same(data, self._blocks(path), f"{self.place(step)}/{file}")
+        _require_same(data, self._blocks(path), f"{self.where}/{file}")
 
     def _require_bucket(self) -> None:
         """Refuses a bucket, or top folder, that is not there: a wrong name must not make one."""
@@ -263,6 +309,11 @@ class UrlStore:
         found = self._fs.cat_file(path, **part)
         assert isinstance(found, bytes)
         return found
+
+
+def _file(step: int, name: str) -> str:
+    """A checkpoint's file, below the run's folder."""
+    return f"{folder_name(step)}/{name}"
 
 
 def _steps_of(names: Iterable[str]) -> list[int]:

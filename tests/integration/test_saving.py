@@ -30,7 +30,7 @@ from service.training.journal import Event, Journal, read_journal
 from service.training.loop import Trainer, train
 from service.training.parts import unhurried
 from service.training.ports import Outcome, Ports
-from service.training.store import Store, open_checkpoints
+from service.training.store import OWNER_FILE, Store, open_checkpoints
 from tests.faulty import Faults, FaultyFileSystem, SlowFolder, register
 from tests.integration.test_loop import sending
 from tests.small import dies_after, small_config
@@ -48,6 +48,7 @@ REMOTE = "run.checkpoints=faulty://bucket/at"
 def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     register()
     monkeypatch.setattr(writer_module, "PAUSES_S", (0.01, 0.02))
+    monkeypatch.setattr(saving, "FIRST_PAUSES_S", (0.01,))
     monkeypatch.setattr(saving, "READ_PAUSES_S", (0.01, 0.02, 0.03))
     monkeypatch.setattr(saving, "LAST_PAUSE_S", 0.01)
     yield FaultyFileSystem.fresh()
@@ -195,7 +196,8 @@ def test_a_run_is_never_done_without_its_last_checkpoint(
         run(records, tmp_path, REMOTE, "train.max_steps=12")
     assert read_summary(tmp_path) is None
     assert steps(tmp_path, "end") == []
-    assert (remote(tmp_path).steps(), FaultyFileSystem.files()) == ([], [])
+    assert remote(tmp_path).steps() == []
+    assert [Path(file).name for file in FaultyFileSystem.files()] == [OWNER_FILE]
     rounds = 1 + small_config(records).train.failed_checkpoints
     assert len(steps(tmp_path, "checkpoint_failed")) >= rounds
 
@@ -351,13 +353,13 @@ def test_a_store_that_is_away_at_a_restart_is_asked_again(
     assert [e["seconds"] for e in events(tmp_path, "checkpoint_unread")] == [0.01, 0.02, 0.03]
 
 
-def test_a_new_run_does_not_wait_for_a_store_that_is_not_there(
+def test_a_new_run_does_not_wait_long_for_a_store_that_is_not_there(
     records: Path, tmp_path: Path, faults: Faults
 ):
     faults.down = True
     with pytest.raises(CheckpointError, match="no route"):
         run(records, tmp_path, REMOTE)
-    assert events(tmp_path, "checkpoint_unread") == []
+    assert [e["seconds"] for e in events(tmp_path, "checkpoint_unread")] == [0.01]
 
 
 def test_a_store_that_hangs_does_not_keep_a_run_that_failed(
@@ -471,13 +473,45 @@ def test_without_a_report_none_is_the_best(records: Path, tmp_path: Path):
 def test_a_new_run_does_not_take_over_the_checkpoints_of_another_of_its_name(
     records: Path, tmp_path: Path
 ):
+    one, two = (tmp_path / folder / "same" for folder in ("one", "two"))
     place = f"run.checkpoints={tmp_path / 'kept'}"
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-    run(records, tmp_path / "one" / "same", place)
-    with pytest.raises(CheckpointError, match=r"checkpoint_00000040 belongs to another run"):
-        run(records, tmp_path / "two" / "same", place)
-    assert steps(tmp_path / "two" / "same", "start") == []
+    for folder in (one, two):
+        folder.parent.mkdir()
+    run(records, one, place)
+    # Also when it is tried again, as the words that tell of a failed run say.
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"kept/same belongs to the run in {one}"):
+            run(records, two, place)
+    assert steps(two, "start") == []
+    (tmp_path / "kept" / "same" / OWNER_FILE).unlink()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="checkpoint_00000040 belongs to another run"):
+            run(records, two, place)
+    assert steps(two, "start") == []
+
+
+def test_checkpoints_that_were_copied_elsewhere_are_gone_on_from(records: Path, tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        run(records, tmp_path / "r", ports=Ports(poll=dies_after(23)))
+    there = tmp_path / "kept" / "r"
+    there.mkdir(parents=True)
+    for folder in checkpoints(tmp_path / "r"):
+        folder.rename(there / folder.name)
+    run(records, tmp_path / "r", f"run.checkpoints={tmp_path / 'kept'}")
+    assert steps(tmp_path / "r", "start") == [0, 20]
+
+
+def test_a_store_that_takes_nothing_is_found_before_a_new_run_makes_a_step(
+    records: Path, tmp_path: Path, faults: Faults
+):
+    faults.refuses = faults.from_start = True
+    with pytest.raises(CheckpointError, match="access denied"):
+        run(records, tmp_path / "r", REMOTE)
+    assert len(events(tmp_path / "r", "checkpoint_unread")) == len(saving.FIRST_PAUSES_S)
+    assert steps(tmp_path / "r", "start") == []
+    faults.refuses = False
+    run(records, tmp_path / "r", REMOTE)
+    assert steps(tmp_path / "r", "start") == [0]
 
 
 def test_reading_a_checkpoint_may_take_longer_than_a_collective(records: Path, tmp_path: Path):
@@ -565,7 +599,7 @@ import torch
 from tests.faulty import SlowFolder
 from tests.integration.test_saving import SLOW, run
 torch.set_num_threads(1)
-SlowFolder.use(Path(sys.argv[2]), holds_at=3)
+SlowFolder.use(Path(sys.argv[2]), holds_at=4)
 run(Path(sys.argv[1]), Path(sys.argv[3]), SLOW)
 """
 SLOW = "run.checkpoints=slow://bucket/at"
@@ -574,7 +608,7 @@ SLOW = "run.checkpoints=slow://bucket/at"
 def test_a_process_that_is_killed_within_an_upload_leaves_what_the_next_one_goes_on_from(
     records: Path, tmp_path: Path, straight: Path
 ):
-    """Its second checkpoint is half there."""
+    """Its second checkpoint is half there: the fourth write, after whose the place is and two."""
     bucket, folder = tmp_path / "store", tmp_path / "run"
     (bucket / "bucket").mkdir(parents=True)
     command = [sys.executable, "-c", KILLED, str(records), str(bucket), str(folder)]
@@ -591,6 +625,6 @@ def test_a_process_that_is_killed_within_an_upload_leaves_what_the_next_one_goes
     assert steps(folder, "start") == [0, 10]
     kept = open_checkpoints(SLOW.partition("=")[2], folder)
     assert kept.steps()[-2:] == [30, 40]
-    assert len(list(half.parent.rglob("*.*"))) == 2 * len(kept.steps())
+    assert len(list(half.parent.rglob("*.*"))) == 2 * len(kept.steps()) + len(["owner.json"])
     first, again = without_clock(final(straight)), without_clock(load(kept, 40))
     assert all(same(first[part], again[part]) for part in first)
