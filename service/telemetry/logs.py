@@ -15,6 +15,7 @@ TROUBLES = {
     "lost": "[workers] {words}; all start again from the last checkpoint",
     "waiting": "[workers] none run for {seconds:.0f} s: the cluster has no room for {workers}",
     "locked": "[workers] these wait until a worker of an earlier attempt has ended: {holder}",
+    "fetching": "[data] records and weights are still being read, for {seconds:.0f} s by now",
     "leaving": "[workers] {machines}; what was trained up to step {step} is saved first",
     "checkpoint_failed": "[checkpoint] the checkpoint of step {step} was not written: {message}",
     "checkpoint_skipped": "[checkpoint] the checkpoint of step {step} was left out for a newer one",

@@ -128,7 +128,7 @@ def load(store: Store, step: int, *, made_with: Identity | None = None) -> State
         if found != wanted:
             raise CheckpointError(
                 f"{place} was written with other {name}: fingerprint {found}, this run has "
-                f"{wanted}; continue it with its own {name}, or start a new run"
+                f"{wanted}; use its own {name}, or start a new run"
             )
     data = store.read(step, STATE_FILE)
     if data is None:

@@ -121,6 +121,12 @@ def unpaired(config: Config, batch: Batch, pairs: Pairs, step: int) -> Event:
     return event
 
 
+def fetching(seconds: float) -> Event:
+    """A rank still reads records or weights before the first step; no line of the journal, which is
+    not open by then."""
+    return {"event": "fetching", "seconds": round(seconds, 1)}
+
+
 def checkpoint_failed(step: int, message: str) -> Event:
     """A checkpoint could not be written, after all its tries."""
     return {"event": "checkpoint_failed", "step": step, "message": message}

@@ -96,7 +96,7 @@ class Trainer:
     ) -> None:
         self.config, self.run_dir, self.world, self.ports = config, run_dir, world, ports
         self.told = told
-        self.parts = build_parts(config, world)
+        self.parts = build_parts(config, world, self._waits)
         self.rules = Rules.of(config)
         self.flag = LaggedFlag(world.device)
         self.meter = StepMeter(config.loss.sdm.form)
@@ -138,6 +138,11 @@ class Trainer:
         self.telling.close()
 
     # -- before the first step ---------------------------------------------------------------
+
+    def _waits(self, seconds: float) -> None:
+        """Tells the outside that records or weights are on their way."""
+        if self.world.rank == 0:
+            self.ports.event(events.fetching(seconds))
 
     def _resume(self) -> None:
         """Takes over the newest whole checkpoint, and lines up the directives given after it.

@@ -1,5 +1,6 @@
 """The parts of a run on one rank, built from its config, and a batch made ready for the model."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
@@ -28,6 +29,9 @@ from service.training.schedule import Schedule
 
 T = TypeVar("T")
 
+TELL_S = 30.0
+"""Seconds after which what all ranks wait for is told of, and again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -48,8 +52,13 @@ class Parts:
     health: Health
 
 
-def build_parts(config: Config, world: Distributed) -> Parts:
+def build_parts(
+    config: Config, world: Distributed, waits: Callable[[float], None] = lambda seconds: None
+) -> Parts:
     """Opens the records and builds the rest, the same on every rank.
+
+    waits: hears, every `TELL_S`, for how long records or weights have been on their way, to this
+    machine or another.
 
     What a rank can find wrong alone (a missing file, a broken weight) comes first and is raised on
     all ranks together; collectives come after.
@@ -57,7 +66,7 @@ def build_parts(config: Config, world: Distributed) -> Parts:
     Raises:
         CrossReidError: on all ranks, when data, config or model do not fit each other.
     """
-    records, plan, model = unhurried(world, lambda: _local_parts(config, world))
+    records, plan, model = unhurried(world, lambda: _local_parts(config, world), waits)
     _require_same(world, "records", records.fingerprint)
     _require_same(world, "config", config.fingerprint())
     memory = config.loss.memory
@@ -135,16 +144,24 @@ def together(world: Distributed, call: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def unhurried(world: Distributed, call: Callable[[], T]) -> T:
+def unhurried(
+    world: Distributed,
+    call: Callable[[], T],
+    waits: Callable[[float], None] = lambda seconds: None,
+) -> T:
     """As `together`, for what may take longer than the time limit of a collective, or hang: a
     machine that fetches what the others have keeps them waiting, and is not taken for lost.
 
-    `call` runs in another thread.
+    `call` runs in another thread. waits: hears the seconds since the start, every `TELL_S`.
     """
-    task, waiting = Background(call), 1.0
+    task, waiting, began, told_s = Background(call), 1.0, time.monotonic(), 0.0
     while waiting:
         is_done = task.wait(world.turn_s)
         (waiting,) = world.agree([float(not is_done)])
+        waited_s = time.monotonic() - began
+        if waiting and waited_s - told_s >= TELL_S:
+            told_s = waited_s
+            waits(waited_s)
     return together(world, task.result)
 
 

@@ -58,9 +58,10 @@ def trained(world: Distributed, records: str, folder: str) -> dict[str, Any]:
 LIMIT_S = 1.5
 
 
-def fetching(world: Distributed, records: str) -> str:
+def fetching(world: Distributed, records: str, folder: str) -> tuple[str, list[float]]:
     """Rank 1 is on a machine that has yet to fetch the records, for longer than a collective may
-    last; the fingerprint of what it got."""
+    last. The fingerprint of what it got, and the seconds of which this rank told."""
+    told: list[float] = []
     open_plan = parts_module.open_plan
 
     def slow(*args: Any) -> Any:
@@ -68,9 +69,12 @@ def fetching(world: Distributed, records: str) -> str:
         return open_plan(*args)
 
     setattr(parts_module, "open_plan", slow)  # noqa: B010  pyright minds the types
-    return build_parts(
-        small_config(Path(records), OVERRIDES), world.limited(LIMIT_S)
-    ).records.fingerprint
+    setattr(parts_module, "TELL_S", LIMIT_S)  # noqa: B010
+    ports = Ports(event=lambda event: told.append(event["seconds"]))
+    config = small_config(Path(records), OVERRIDES)
+    trainer = Trainer(config, Path(folder), world.limited(LIMIT_S), ports)
+    trainer.close()
+    return trainer.parts.records.fingerprint, told
 
 
 def broken(world: Distributed, records: str, folder: str) -> str:
@@ -218,9 +222,12 @@ def each(world: Distributed, records: str, folder: str) -> list[str]:
 
 
 @pytest.mark.distributed
-def test_a_rank_may_fetch_records_for_longer_than_a_collective_lasts(records: str):
+def test_a_rank_may_fetch_records_for_longer_than_a_collective_lasts(records: str, tmp_path: Path):
     expected = Records.open(records, "train").fingerprint
-    assert launch(fetching, 2, records, timeout_s=60) == [expected] * 2
+    first, second = launch(fetching, 2, records, str(tmp_path), timeout_s=60)
+    assert (first[0], second) == (expected, (expected, []))
+    assert first[1] == sorted(first[1])
+    assert LIMIT_S <= first[1][0] < 2.5 * LIMIT_S
 
 
 def test_an_error_on_one_rank_is_raised_on_all(records: str, tmp_path: Path):
