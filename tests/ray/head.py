@@ -35,7 +35,7 @@ _PORTS = (
 _UP_S = 60.0
 _IN_START = '        "event": "start",\n'
 CHANGE = "a change of mine"
-"""What the training job of the checkout prints, and what its workers write into a run's journal; the
+"""What the training job of the checkout prints, and its workers write into a run's journal; the
 installed code does neither."""
 
 

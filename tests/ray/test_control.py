@@ -3,7 +3,11 @@
 import os
 import signal
 import socket
+import statistics
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
@@ -34,22 +38,25 @@ pytestmark = [
 ]
 
 
-def polling_worker(name: str, last: int) -> dict[str, Any]:
-    """Polls as rank 0 does, a step every 10 ms, until directive `last` came: when all came, and the
-    longest poll."""
+STILL_S = 20.0
+"""Seconds that a call would take which waits for a process that stands still."""
+POLLS = 100
+AT_ONCE_S = 5.0
+"""For so many polls: far more than they need, even on a busy machine, and less than any wait."""
+
+
+def polling_worker(name: str, last: int) -> dict[int, float]:
+    """Polls as rank 0 does, a step every 10 ms, until directive `last` came: when each came."""
     client = ControlClient(find_control(name), "trial")
     client.report({"event": "workers"})
-    applied, came, longest = 0, [], 0.0
+    applied, came = 0, {}
     while applied < last:
-        begin = time.perf_counter()
-        directive = client.poll(applied)
-        longest = max(longest, time.perf_counter() - begin)
-        if directive is not None:
+        if (directive := client.poll(applied)) is not None:
             applied = directive.number
-            came.append((directive.number, time.time()))
+            came[applied] = time.time()
         time.sleep(0.01)
     client.poll(applied)
-    return {"came": came, "longest_s": longest}
+    return came
 
 
 def until(condition: Any, seconds: float = 90.0) -> None:
@@ -60,20 +67,43 @@ def until(condition: Any, seconds: float = 90.0) -> None:
 
 
 def test_a_directive_reaches_a_running_worker_in_a_fraction_of_a_second(record_property: Any):
+    """Most do: a busy machine may hold one up."""
     control = start_control("latency")
     reader = ControlReader(control)
-    task = ray.remote(polling_worker).options(num_cpus=0).remote("latency", 4)
+    numbers = range(1, 8)
+    task = ray.remote(polling_worker).options(num_cpus=0).remote("latency", numbers[-1])
     until(lambda: any(news.events for news in reader.read()))
     sent = {}
-    for number in (1, 2, 3, 4):
+    for number in numbers:
         sent[number] = time.time()
         reader.put("trial", Directive(number, actions=(Action("sdm_weight", 0.1 * number),)))
         until(lambda number=number: reader.read()[0].applied == number)
-    found = ray.get(task)
-    delays = {number: came - sent[number] for number, came in found["came"]}
-    record_property("seconds_from_decision_to_worker", [round(d, 3) for d in delays.values()])
-    record_property("longest_poll_s", round(found["longest_s"], 4))
-    assert set(delays) == {1, 2, 3, 4}
+    came = ray.get(task)
+    assert set(came) == set(numbers)
+    delays = [came[number] - sent[number] for number in numbers]
+    record_property("seconds_from_decision_to_worker", [round(delay, 3) for delay in delays])
+    assert statistics.median(delays) < 1.0
+
+
+def test_rank_0_does_not_wait_for_a_control_plane_that_stands_still(record_property: Any):
+    control = start_control("still")
+    client = ControlClient(control, "trial")
+    reader = ControlReader(control)
+    client.report({"event": "workers"})
+    until(lambda: any(news.events for news in reader.read()))
+    client.poll(0)
+    with standing_still("ray::ControlState"):
+        begin = time.perf_counter()
+        for step in range(POLLS):
+            assert client.poll(0) is None
+            assert client.announced() == ""
+            client.tell({"step": step}, at_once=True)
+            client.report({"step": step})
+        spent_s = time.perf_counter() - begin
+    record_property(f"seconds_of_{POLLS}_polls_meanwhile", round(spent_s, 4))
+    assert spent_s < AT_ONCE_S
+    reader.put("trial", Directive.to_stop(1, ""))
+    until(lambda: client.poll(0))
 
 
 def test_a_killed_control_plane_comes_back_empty_and_works_on(record_property: Any):
@@ -82,15 +112,19 @@ def test_a_killed_control_plane_comes_back_empty_and_works_on(record_property: A
     reader = ControlReader(control)
     client.report({"event": "workers"})
     until(lambda: any(news.events for news in reader.read()))
-    kill("ControlState")
-    begin = time.perf_counter()
-    for _ in range(5):
-        client.poll(0)
-    record_property("seconds_of_five_polls_meanwhile", round(time.perf_counter() - begin, 4))
+    # Without Ray's own head it stays away for as long as is looked at here.
+    with standing_still("gcs/gcs_server"):
+        kill("ControlState")
+        begin = time.perf_counter()
+        for _ in range(POLLS):
+            assert client.poll(0) is None
+        spent_s = time.perf_counter() - begin
+    record_property(f"seconds_of_{POLLS}_polls_meanwhile", round(spent_s, 4))
+    assert spent_s < AT_ONCE_S
     reader.put("trial", Directive.to_stop(1, ""))
-    found: list[Directive] = []
-    until(lambda: found.append(d) or True if (d := client.poll(0)) else False)
-    assert found[0].stop
+    given: list[Directive] = []
+    until(lambda: given.append(d) or True if (d := client.poll(0)) else False)
+    assert given[0].stop
     client.report({"event": "after"})
     kept: list[dict[str, Any]] = []
     until(lambda: kept.extend(e for news in reader.read() for e in news.events) or kept)
@@ -100,10 +134,34 @@ def test_a_killed_control_plane_comes_back_empty_and_works_on(record_property: A
 
 def kill(name: str) -> None:
     """Kills the actors of this class as the kernel would."""
-    pids = pids_of(f"ray::{name}")
+    send(found(f"ray::{name}"), signal.SIGKILL)
+
+
+def found(name: str) -> list[int]:
+    pids = pids_of(name)
     assert pids, f"no process of {name}"
+    return pids
+
+
+def send(pids: list[int], sign: signal.Signals) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, sign)
+
+
+@contextmanager
+def standing_still(name: str) -> Iterator[None]:
+    """Processes of this name are stopped for the block, and for `STILL_S` at most: who waits for
+    them goes on at last."""
+    pids = found(name)
+    again = threading.Timer(STILL_S, send, (pids, signal.SIGCONT))
+    send(pids, signal.SIGSTOP)
+    again.start()
+    try:
+        yield
+    finally:
+        again.cancel()
+        send(pids, signal.SIGCONT)
 
 
 def scraped(address: str) -> str:
