@@ -1,6 +1,7 @@
 """A host that is lost to its network, its power or its cloud, in the middle of a training."""
 
 import re
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.hosts.nodes import Machines
 from tests.small import CONFIG, small_config
 from tests.states import checkpoints, step_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.prove]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS = 600
 """Enough for a loss to come before the end, also on a fast machine."""
@@ -87,6 +88,7 @@ def leaves_nothing(machines: Machines) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_host_that_dies_and_comes_back_changes_nothing(
     two_hosts: Machines,
@@ -111,6 +113,7 @@ def test_a_host_that_dies_and_comes_back_changes_nothing(
     leaves_nothing(two_hosts)
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_once_it_is_back(
     two_hosts: Machines,
@@ -138,6 +141,7 @@ def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_once_it_is_back(
     leaves_nothing(two_hosts)
 
 
+@pytest.mark.prove
 def test_workers_that_reach_the_head_and_not_each_other_go_on_once_they_do(
     two_hosts: Machines,
     records: Path,
@@ -164,16 +168,22 @@ def test_workers_that_reach_the_head_and_not_each_other_go_on_once_they_do(
 ELASTIC = ("cluster.min_workers=1", "cluster.resize_s=2", "train.max_steps=4000")
 
 
+@pytest.mark.parametrize("loss", [pytest.param("dies", marks=pytest.mark.prove), "is cut off"])
 def test_a_run_goes_on_with_fewer_hosts_and_grows_again_over_the_same_batches(
     two_hosts: Machines,
     records: Path,
     tmp_path: Path,
+    loss: str,
     record_property: Callable[[str, Any], None],
 ):
     driver = started(two_hosts, records, tmp_path, *ELASTIC)
-    lost_at = time.time()
-    two_hosts.hosts["two"].kill()
+    two, lost_at = two_hosts.hosts["two"], time.time()
+    two.kill() if loss == "dies" else two.cut()
     record_property("seconds_from_loss_to_step", back_after_s(driver, lost_at, attempt=2))
+    if loss == "is cut off":
+        two.join()
+        # Ray's node ends when it hears that it was given up; whoever runs it starts it again.
+        two_hosts.nodes["two"].wait(90)
     two_hosts.start(two=1)
     grown_at = time.time()
     record_property("seconds_from_host_to_step", back_after_s(driver, grown_at, attempt=3))
@@ -194,9 +204,12 @@ def test_a_run_goes_on_with_fewer_hosts_and_grows_again_over_the_same_batches(
     }
     found = [(e["step"], e["ce"]) for e in driver.events("steps") if e["step"] <= last]
     assert {step for step, _ in found} == expected.keys() == set(range(1, last + 1))
-    assert [pair for pair in found if abs(pair[1] - expected[pair[0]]) > 1e-5] == []
+    # The order of additions drifts; another batch is as far away as the next one.
+    another = statistics.median(abs(expected[n + 1] - expected[n]) for n in range(1, last))
+    assert [pair for pair in found if abs(pair[1] - expected[pair[0]]) > another / 20] == []
 
 
+@pytest.mark.prove
 def test_the_rest_takes_over_from_a_host_that_stays_cut_off_while_its_rank_0_still_hangs(
     two_hosts: Machines,
     records: Path,
@@ -214,6 +227,7 @@ def test_the_rest_takes_over_from_a_host_that_stays_cut_off_while_its_rank_0_sti
     assert driver.ended() == 130, driver.log.read_text()
 
 
+@pytest.mark.prove
 def test_another_cluster_goes_on_once_the_workers_end_that_outlived_their_lost_head_and_driver(
     two_clusters: tuple[Machines, Machines],
     records: Path,
@@ -246,6 +260,7 @@ def test_another_cluster_goes_on_once_the_workers_end_that_outlived_their_lost_h
         time.sleep(0.5)
 
 
+@pytest.mark.prove
 def test_a_host_that_will_be_taken_away_is_saved_from_and_trained_without(
     two_hosts: Machines,
     records: Path,
