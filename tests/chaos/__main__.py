@@ -3,8 +3,10 @@
     make chaos                                  100 kills, ten a run, half an hour
     CHAOS_SEED=7 CHAOS_KILLS=10 make chaos      as in the run that says so: to repeat it
 
-Results go to standard output, progress to standard error. Exits with 1 when a run did not go on, or
-told anything else than the run that was left alone; its folder and the logs of its commands stay.
+Every second run is on a cluster that stays when its commands go, every other one on clusters that
+they start themselves, and whose daemons are killed too. Results go to standard output, progress to
+standard error. Exits with 1 when a run did not go on, or told anything else than the run that was
+left alone; its folder and the logs of its commands stay.
 """
 
 import os
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from tests.chaos.campaign import CHECKPOINT_EVERY, Campaign
 from tests.chaos.chased import Struck
-from tests.chaos.kills import draw
+from tests.chaos.kills import SHARES, STAYING_SHARES, draw
 from tests.chaos.table import table
 
 TOTAL = 400
@@ -31,7 +33,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     _say(f"CHAOS_SEED={seed} CHAOS_KILLS={wanted}, in {folder}")
     campaign = Campaign(folder, folder, TOTAL)
-    kills: list[Struck] = []
+    kills: dict[bool, list[Struck]] = {False: [], True: []}
     findings: list[str] = []
     began, killed = time.monotonic(), 0
 
@@ -44,9 +46,11 @@ def main() -> int:
 
     while killed < wanted:
         before, number = killed, min(A_RUN, wanted - killed)
-        plan = draw(seed, number, total=TOTAL, checkpoint_every=CHECKPOINT_EVERY)
-        struck, wrong = campaign.chase(f"chased-{seed}", plan, on_kill)
-        kills += struck
+        stays = seed % 2 == 1
+        shares = STAYING_SHARES if stays else SHARES
+        plan = draw(seed, number, total=TOTAL, checkpoint_every=CHECKPOINT_EVERY, shares=shares)
+        struck, wrong = campaign.chase(f"chased-{seed}", plan, on_kill, stays=stays)
+        kills[stays] += struck
         again = f"CHAOS_SEED={seed} CHAOS_KILLS={number} make chaos repeats it"
         _say(*(told := [f"run chased-{seed}: {words} ({again})" for words in wrong]))
         findings += told
@@ -54,8 +58,10 @@ def main() -> int:
         if killed == before:
             findings.append(f"only {killed} of {wanted} kills could be made")
             break
-    print(table(kills))
-    print("\n".join([*findings, f"{len(findings)} differences in {len(kills)} kills"]))
+    for stays, struck in kills.items():
+        print("On a cluster that stays:" if stays else "On clusters of the commands' own:")
+        print(table(struck))
+    print("\n".join([*findings, f"{len(findings)} differences in {killed} kills"]))
     if not findings:
         shutil.rmtree(folder)
     return 1 if findings else 0

@@ -1,9 +1,9 @@
 """Runs that are chased, held against one that was left alone."""
 
-import contextlib
 import re
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +12,8 @@ from service.orchestration.summary import read_summary
 from service.training.journal import read_journal
 from tests.chaos.chased import Chased, Dead, Struck, measured
 from tests.chaos.command import Command
-from tests.chaos.kills import Kill
+from tests.chaos.kills import Kill, Victim
+from tests.chaos.staying import staying
 from tests.chaos.trace import differences, read_trace, summary_differences
 from tests.small import make_records, small_config
 from tests.states import checkpoints, read_checkpoint, same, without_clock
@@ -61,18 +62,27 @@ class Campaign:
         self._state = final_state(self._trace)
 
     def chase(
-        self, run_id: str, kills: list[Kill], on_kill: Callable[[Struck], None] = lambda kill: None
+        self,
+        run_id: str,
+        kills: list[Kill],
+        on_kill: Callable[[Struck], None] = lambda kill: None,
+        *,
+        stays: bool = False,
     ) -> tuple[list[Struck], list[str]]:
-        """The kills that came in time, and what the run did otherwise than the one left alone."""
-        run = Chased(self._file, self._storage, run_id, self._ray, self._logs)
-        try:
-            run.play(kills, on_kill)
-            wrong = [*self._unlike(run), *self._wrong_end(run), *_left(run)]
-        except Dead as error:
-            wrong = [f"the run died: {error}", *self._unlike(run)]
-        finally:
-            run.close()
-        return measured(run.struck, read_journal(run.folder)), wrong
+        """The kills that came in time, and what the run did otherwise than the one left alone.
+
+        stays: whether its commands use one cluster that stays, and not each its own.
+        """
+        with staying(self._logs, self._ray) if stays else nullcontext() as cluster:
+            run = Chased(self._file, self._storage, run_id, self._ray, self._logs, cluster)
+            try:
+                run.play(kills, on_kill)
+                wrong = [*self._unlike(run), *self._wrong_end(run), *_left(run)]
+            except Dead as error:
+                wrong = [f"the run died: {error}", *self._unlike(run)]
+            finally:
+                run.close()
+        return measured(run.struck, read_journal(run.folder)), run.amiss + wrong
 
     def _left_alone(self) -> Path:
         words = ("train", str(self._file), "--no-ray", "--run-id", "trace")
@@ -123,6 +133,9 @@ def _left(run: Chased) -> Iterator[str]:
             yield f"after {command.name} there are still processes: {left}"
     for url in {url for command in run.commands for url in _METRICS.findall(command.errors)}:
         place = urlsplit(url)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             socket.create_connection((place.hostname, place.port), timeout=1).close()
             yield f"somebody still serves at {url}"
+    if run.cluster:
+        ends_controller = (Victim.CONTROLLER, Victim.DRIVER)
+        yield from run.cluster.left(sum(s.kill.victim in ends_controller for s in run.struck))

@@ -2,20 +2,25 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.training.journal import Event
 from tests.chaos.command import Command
-from tests.chaos.kills import Kill, Moment, Victim
+from tests.chaos.kills import DAEMONS, Kill, Moment, Victim
+from tests.chaos.staying import SHARED, Staying
 from tests.chaos.tail import Tail
 
 STALL_S = 400.0
 """Seconds without a new line in the journal after which a run counts as dead: one that hangs before
 it trains is cleared away after half of that."""
+LOST_S = 60.0
+"""Seconds in which a command notices that its cluster is lost, and ends."""
 LOOK_S = 0.01
+_HEAD_S = "10"
+"""Ray waits a minute for a lost head, in which so small a run would come to its end."""
 
 
 class Dead(Exception):
@@ -38,16 +43,28 @@ class Struck:
 class Chased:
     """A run of the config in `file`, in `storage`, under the name `run_id`.
 
-    ray: where its clusters keep their files. logs: where its commands say what they do.
+    ray: where its clusters keep their files. logs: where its commands say what they do. cluster:
+    the one that they use; without it each starts its own.
     """
 
-    def __init__(self, file: Path, storage: Path, run_id: str, ray: Path, logs: Path) -> None:
+    def __init__(
+        self,
+        file: Path,
+        storage: Path,
+        run_id: str,
+        ray: Path,
+        logs: Path,
+        cluster: Staying | None = None,
+    ) -> None:
         self.folder = storage / run_id
+        self.cluster = cluster
         self.commands: list[Command] = []
         self.struck: list[Struck] = []
+        self.amiss: list[str] = []
         self._file, self._run_id, self._ray, self._logs = str(file), run_id, ray, logs
         self._tail = Tail(self.folder)
         self._lost = 0
+        self._past: set[int] = set()
         self._start()
 
     def play(self, kills: list[Kill], on_kill: Callable[[Struck], None]) -> None:
@@ -125,12 +142,16 @@ class Chased:
 
     def _start(self) -> None:
         """Starts the run, or continues it where there is one already."""
+        # On a cluster that stays they live on for a while, or, of no use to anybody, for ever.
+        self._past = set(self.cluster.actors(*SHARED)) if self.cluster else set()
         is_begun = (self.folder / "config.yaml").exists()
         words = ("--resume", self._run_id) if is_begun else ("--run-id", self._run_id)
         self._command("train", self._file, *words)
 
     def _command(self, *words: str) -> None:
-        self.commands.append(Command(self._logs, self._ray, *words))
+        variables = {"RAY_gcs_rpc_server_reconnect_timeout_s": _HEAD_S}
+        variables = self.cluster.variables if self.cluster else variables
+        self.commands.append(Command(self._logs, self._ray, *words, variables=variables))
 
     def _strike(self, kill: Kill) -> Struck | None:
         """Kills; None when the run ends before it has such a process."""
@@ -143,20 +164,50 @@ class Chased:
         if not self._until(are_there):
             return None
         self._tail.read()
-        struck = Struck(kill, time.time(), self._tail.attempt)
+        at = time.time()
+        with suppress(ProcessLookupError):
+            os.kill(pids[int(kill.which * len(pids))], kill.victim.signal)
+        if kill.victim.ends_command:
+            self._again(kill.victim)
+        struck = Struck(kill, at, self._tail.attempt)
         if kill.victim.ends_attempt:
             self._lost = struck.attempt
-        if kill.victim is Victim.DRIVER:
-            self.commands[-1].kill()
-            self._start()
-        else:
-            with suppress(ProcessLookupError):
-                os.kill(pids[int(kill.which * len(pids))], kill.victim.signal)
         return struck
 
+    def _again(self, lost: Victim) -> None:
+        """Starts the command anew once it has ended, unless it came to the run's end without what
+        it lost."""
+        command, until = self.commands[-1], time.monotonic() + LOST_S
+        while command.exit_code is None and time.monotonic() < until:
+            self._tail.read()
+            time.sleep(LOOK_S)
+        if lost in DAEMONS:
+            self.amiss += [f"without its {lost} {words}" for words in _end_amiss(command)]
+        command.kill()
+        if command.exit_code:
+            self._start()
+
     def _victims(self, victim: Victim) -> list[int]:
-        command = self.commands[-1]
-        return [command.pid] if victim is Victim.DRIVER else command.pids(victim.process)
+        if victim is Victim.DRIVER:
+            return [self.commands[-1].pid]
+        found = [self._pids(name) for name in victim.processes]
+        if victim is Victim.HELPER:
+            # Those of a lost controller are of no use to anybody.
+            found = [pids[-1:] for pids in found]
+        return [pid for pids in found for pid in pids]
+
+    def _pids(self, name: str) -> list[int]:
+        """Processes of the last command, oldest first."""
+        pids = self.cluster.pids(name) if self.cluster else self.commands[-1].pids(name)
+        return [pid for pid in pids if pid not in self._past]
+
+
+def _end_amiss(command: Command) -> Iterator[str]:
+    """What is wrong with how a command ended that lost its cluster."""
+    if command.exit_code is None:
+        yield f"{command.name} goes on for {LOST_S:g} s"
+    if "Traceback" in command.errors:
+        yield f"{command.name} shows a traceback: {command.errors[-1500:]}"
 
 
 def measured(kills: list[Struck], journal: list[Event]) -> list[Struck]:

@@ -10,7 +10,9 @@ from enum import StrEnum
 
 class Victim(StrEnum):
     """FROZEN: a rank that stands still (SIGSTOP), as one does whose machine or network hangs.
-    BARRIER: what ranks meet at to report, which Ray Train runs beside its controller."""
+    BARRIER: what ranks meet at to report, which Ray Train runs beside its controller. HELPER: one
+    of the other actors that it has for itself. NODE: one of the processes of Ray's node, which ends
+    with each of them. HEAD: the process that knows what the cluster holds."""
 
     RANK = "rank"
     FROZEN = "rank, frozen"
@@ -19,17 +21,24 @@ class Victim(StrEnum):
     CONTROLLER = "controller"
     DRIVER = "driver"
     BARRIER = "barrier"
+    HELPER = "Ray's helper"
+    NODE = "raylet, agent"
+    HEAD = "gcs_server"
 
     @property
-    def process(self) -> str:
-        """What its command line says; that of the driver depends on how it was started."""
+    def processes(self) -> tuple[str, ...]:
+        """What command lines of such processes say; that of the driver depends on how it was
+        started."""
         return {
-            Victim.RANK: "ray::RayTrainWorker",
-            Victim.FROZEN: "ray::RayTrainWorker",
-            Victim.EXPORTER: "ray::Exporter",
-            Victim.CONTROL: "ray::ControlState",
-            Victim.CONTROLLER: "ray::TrainController",
-            Victim.BARRIER: "ray::SynchronizationActor",
+            Victim.RANK: ("ray::RayTrainWorker",),
+            Victim.FROZEN: ("ray::RayTrainWorker",),
+            Victim.EXPORTER: ("ray::Exporter",),
+            Victim.CONTROL: ("ray::ControlState",),
+            Victim.CONTROLLER: ("ray::TrainController",),
+            Victim.BARRIER: ("ray::SynchronizationActor",),
+            Victim.HELPER: HELPERS,
+            Victim.NODE: ("/raylet/raylet", *AGENTS),
+            Victim.HEAD: ("/gcs/gcs_server",),
         }[self]
 
     @property
@@ -39,7 +48,23 @@ class Victim(StrEnum):
     @property
     def ends_attempt(self) -> bool:
         """Whether training has to start again without it."""
-        return self not in (Victim.EXPORTER, Victim.CONTROL)
+        return self not in (Victim.EXPORTER, Victim.CONTROL, Victim.HELPER)
+
+    @property
+    def ends_command(self) -> bool:
+        """Whether the command has to be started again without it."""
+        return self is Victim.DRIVER or self in DAEMONS
+
+
+HELPERS = (
+    "ray::DatasetManager",
+    "ray::PlacementGroupCleaner",
+    "ray::PreemptionWatcher",
+    "ray::_AutoscalingCoordinatorActor",
+)
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+DAEMONS = (Victim.NODE, Victim.HEAD)
+"""Without them there is no cluster of one machine."""
 
 
 class Moment(StrEnum):
@@ -61,7 +86,12 @@ SHARES = {
     Victim.EXPORTER: 2,
     Victim.FROZEN: 2,
     Victim.BARRIER: 2,
+    Victim.HELPER: 3,
+    Victim.NODE: 2,
+    Victim.HEAD: 1,
 }
+STAYING_SHARES = {victim: share for victim, share in SHARES.items() if victim not in DAEMONS}
+"""On a cluster that stays when the run's command goes."""
 MOMENTS = {Moment.STEP: 5, Moment.CHECKPOINT: 2, Moment.START: 2}
 DELAYS_S = {Moment.STEP: 0.1, Moment.CHECKPOINT: 0.06, Moment.START: 10.0, Moment.END: 2.0}
 """The longest delay after a moment has come."""
