@@ -59,8 +59,8 @@ def main() -> int:
             findings.append(f"only {killed} of {wanted} kills could be made")
             break
     for stays, struck in kills.items():
-        print("On a cluster that stays:" if stays else "On clusters of the commands' own:")
-        print(table(struck))
+        where = "a cluster that stays" if stays else "clusters of the commands' own"
+        print(f"{len(struck)} kills on {where}:\n{table(struck)}\n")
     print("\n".join([*findings, f"{len(findings)} differences in {killed} kills"]))
     if not findings:
         shutil.rmtree(folder)

@@ -11,11 +11,12 @@ _HEAD = ("killed", "times", "median", "most", "median", "most")
 
 
 def table(kills: Sequence[Struck]) -> str:
-    """A row for each kind of process, and one for all.
+    """A row for each kind of process that was killed, and one for all.
 
     Kills before the last one's next step, and those at the very end, have no such step.
     """
-    rows = [_row(victim, [k for k in kills if k.kill.victim is victim]) for victim in Victim]
+    groups = {victim: [k for k in kills if k.kill.victim is victim] for victim in Victim}
+    rows = [_row(victim, group) for victim, group in groups.items() if group]
     lines = [_line(row) for row in (_HEAD, *rows, _row("all", list(kills)))]
     return "\n".join(["{:<14}{:>7}{:>24}{:>16}".format(*_OVER), *lines])
 
