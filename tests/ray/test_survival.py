@@ -115,7 +115,7 @@ WORKER = "ray::RayTrainWorker"
 @pytest.mark.parametrize(
     ("doing", "sign", "word"),
     [
-        pytest.param(MEETING, signal.SIGKILL, "", id="dies-in-the-meeting"),
+        pytest.param(MEETING, signal.SIGKILL, "had begun to train", id="dies-in-the-meeting"),
         pytest.param(MEETING, signal.SIGSTOP, "to train", id="hangs-in-the-meeting"),
         pytest.param(WORKER, signal.SIGSTOP, "did not begin to train", id="hangs-before-it"),
     ],
@@ -129,7 +129,8 @@ def test_a_worker_that_dies_or_hangs_before_it_trains_is_replaced_where_it_was(
     word: str,
 ):
     """What it held is all that the cluster has. One that hangs where the ranks' store is lets the
-    others wait in the meeting without limit."""
+    others wait in the meeting without limit. A death that Ray hears of before the others do is
+    mended by Ray, without a word."""
     if sign is signal.SIGSTOP:
         monkeypatch.setattr(train_module, "START_S", 60.0)
     strike = AtStart(doing, sign)
@@ -139,7 +140,10 @@ def test_a_worker_that_dies_or_hangs_before_it_trains_is_replaced_where_it_was(
     run, outcome = launch_training(settings, on_progress=fate)
     assert strike.struck
     assert outcome.summary["steps"] == 20
-    assert any(word in message for message in fate.messages)
+    lost = [event["words"] for event in read_journal(run.path) if event["event"] == "lost"]
+    assert lost or sign is signal.SIGKILL
+    assert all(word in words for words in lost)
+    assert all(any(words in message for message in fate.messages) for words in lost)
     assert [e["step"] for e in read_journal(run.path) if e["event"] == "start"] == [0]
     assert strike.struck not in pids_of("")
 
