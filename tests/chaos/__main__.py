@@ -58,7 +58,7 @@ def main() -> int:
         if killed == before:
             findings.append(f"only {killed} of {wanted} kills could be made")
             break
-    for stays, struck in kills.items():
+    for stays, struck in ((stays, struck) for stays, struck in kills.items() if struck):
         where = "a cluster that stays" if stays else "clusters of the commands' own"
         print(f"{len(struck)} kills on {where}:\n{table(struck)}\n")
     print("\n".join([*findings, f"{len(findings)} differences in {killed} kills"]))
