@@ -126,16 +126,17 @@ def files(folder: Path) -> set[str]:
 
 
 def _left(run: Chased) -> Iterator[str]:
-    """Processes of the run that outlive it, and addresses at which somebody still answers."""
+    """What of the run outlives it: processes, and an exporter that still answers."""
     for command in run.commands:
         left = command.left()
         if left:
             yield f"after {command.name} there are still processes: {left}"
+    if run.cluster:
+        ends_controller = (Victim.CONTROLLER, Victim.DRIVER)
+        yield from run.cluster.left(sum(s.kill.victim in ends_controller for s in run.struck))
+    # A cluster's exporter outlives a killed driver for a while, but not the cluster.
     for url in {url for command in run.commands for url in _METRICS.findall(command.errors)}:
         place = urlsplit(url)
         with suppress(OSError):
             socket.create_connection((place.hostname, place.port), timeout=1).close()
             yield f"somebody still serves at {url}"
-    if run.cluster:
-        ends_controller = (Victim.CONTROLLER, Victim.DRIVER)
-        yield from run.cluster.left(sum(s.kill.victim in ends_controller for s in run.struck))

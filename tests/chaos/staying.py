@@ -14,8 +14,9 @@ from typing import Any
 from tests.chaos.command import ROOT, Program
 from tests.chaos.kills import AGENTS
 
-LEFT_S = 60.0
-"""Seconds after the last command's end in which nothing of it is left."""
+LEFT_S = 90.0
+"""Seconds after the last command's end in which nothing of it is left: for a minute the exporter
+waits for a driver that was killed."""
 _UP_S = 60.0
 _STARTED = "Ray runtime started"
 _CPUS = 2
