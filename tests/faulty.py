@@ -22,8 +22,8 @@ class Faults:
     dies_at: in this write, half way, the writer's process dies.
     holds: writes wait until it is set. slow_s: seconds that a write takes at least. truncates:
     files with this ending, which are cut in half and reported as stored. room: bytes that fit, in
-    all. down: nothing can be reached. from_start: writes that are no checkpoint's go wrong too,
-    such as the first of a run, which says whose the place is.
+    all. down: nothing can be reached. from_start: a run's first write, which
+    says whose the place is, goes wrong too.
     """
 
     refuses: bool = False
@@ -65,7 +65,7 @@ class FaultyFileSystem(MemoryFileSystem):
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         faults = self.faults
-        if not (faults.from_start or "/checkpoint_" in path):
+        if path.endswith("/owner.json") and not faults.from_start:
             self._reach(path)
             return super().pipe_file(path, value)
         faults.writes.append(path)

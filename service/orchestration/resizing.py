@@ -97,14 +97,13 @@ class TellWaiting(ControllerCallback):
             self._since = self._told_at = now
         elif now - self._told_at >= _TELL_S:
             self._told_at = now
-            event = {"event": "waiting", "workers": self._fewest, "seconds": now - self._since}
-            with suppress(RayError, ValueError):
-                ControlClient(find_control(self._job.control), self._job.key).report(event)
+            waits = {"event": "waiting", "workers": self._fewest, "seconds": now - self._since}
+            _report(self._job, waits)
 
 
 class LimitStarts(ControllerCallback):
-    """Ends a training whose workers fail to start `START_TRIES` times in a row, or find no room for
-    `room_s`.
+    """Tells the driver of workers that fail to start; ends a training whose workers do so
+    `START_TRIES` times in a row, or find no room for `room_s`.
 
     Ray's own limit counts over the controller's life, and takes a wait for room for a failure; one
     for enough machines, with a changing number of workers, it never ends.
@@ -114,7 +113,10 @@ class LimitStarts(ControllerCallback):
         RuntimeError: in Ray's controller, for which it is final.
     """
 
-    def __init__(self, room_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, job: Job, room_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._job = job
         self._room_s = room_s
         self._clock = clock
         self._since = clock()
@@ -131,12 +133,18 @@ class LimitStarts(ControllerCallback):
         waited_s = self._clock() - self._since
         if failure is not None and not isinstance(failure, WorkerGroupStartupTimeoutError):
             self._failed += 1
+            words = first_line(failure)
             if self._failed >= START_TRIES:
-                raise RuntimeError(
-                    f"{self._failed} tries in a row; the last one: {first_line(failure)}"
-                )
+                raise RuntimeError(f"{self._failed} tries in a row; the last one: {words}")
+            _report(self._job, {"event": "start_failed", "tries": self._failed, "words": words})
         elif (waits or failure is not None) and waited_s >= self._room_s:
             raise RuntimeError(f"no room for them within {waited_s:.0f} s")
+
+
+def _report(job: Job, event: Event) -> None:
+    """Tells the driver; an error here would be final for Ray."""
+    with suppress(RayError, ValueError):
+        ControlClient(find_control(job.control), job.key).report(event)
 
 
 def _failure_to_start(state: Any) -> Exception | None:

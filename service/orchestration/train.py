@@ -174,7 +174,7 @@ def _trainer(
     # Ray takes its own internal kind of callback there too.
     listeners: list[Any] = [
         *(OnFailure(job), SaveFirst(job), TellWaiting(job, cluster.fewest_workers)),
-        *(LimitStarts(max(ROOM_S, cluster.wait_s)), ClearStuckStart(job, start_s(limit_s))),
+        *(LimitStarts(job, max(ROOM_S, cluster.wait_s)), ClearStuckStart(job, start_s(limit_s))),
         *callbacks,
     ]
     return TorchTrainer(

@@ -13,6 +13,7 @@ LOGGER = "crossreid"
 
 TROUBLES = {
     "lost": "[workers] {words}; all start again from the last checkpoint",
+    "start_failed": "[workers] try {tries} to start them failed, another follows: {words}",
     "waiting": "[workers] none run for {seconds:.0f} s: the cluster has no room for {workers}",
     "locked": "[workers] these wait until a worker of an earlier attempt has ended: {holder}",
     "fetching": "[data] records and weights are still being read, for {seconds:.0f} s by now",

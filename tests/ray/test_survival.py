@@ -109,13 +109,14 @@ class AtStart(threading.Thread):
 MEETING = "execute._setup_torch_process_group"
 """What Ray calls a worker that waits for the others."""
 WORKER = "ray::RayTrainWorker"
+UNSTARTED = "another follows|before all had begun to train"
 
 
 @pytest.mark.prove
 @pytest.mark.parametrize(
     ("doing", "sign", "word"),
     [
-        pytest.param(MEETING, signal.SIGKILL, "had begun to train", id="dies-in-the-meeting"),
+        pytest.param(MEETING, signal.SIGKILL, UNSTARTED, id="dies-in-the-meeting"),
         pytest.param(MEETING, signal.SIGSTOP, "to train", id="hangs-in-the-meeting"),
         pytest.param(WORKER, signal.SIGSTOP, "did not begin to train", id="hangs-before-it"),
     ],
@@ -129,8 +130,8 @@ def test_a_worker_that_dies_or_hangs_before_it_trains_is_replaced_where_it_was(
     word: str,
 ):
     """What it held is all that the cluster has. One that hangs where the ranks' store is lets the
-    others wait in the meeting without limit. A death that Ray hears of before the others do is
-    mended by Ray, without a word."""
+    others wait in the meeting without limit. Of a death either Ray hears first, which then starts
+    others, or the others do, which were lost to one another."""
     if sign is signal.SIGSTOP:
         monkeypatch.setattr(train_module, "START_S", 60.0)
     strike = AtStart(doing, sign)
@@ -141,8 +142,7 @@ def test_a_worker_that_dies_or_hangs_before_it_trains_is_replaced_where_it_was(
     assert strike.struck
     assert outcome.summary["steps"] == 20
     lost = [event["words"] for event in read_journal(run.path) if event["event"] == "lost"]
-    assert lost or sign is signal.SIGKILL
-    assert all(word in words for words in lost)
+    assert any(re.search(word, message) for message in fate.messages)
     assert all(any(words in message for message in fate.messages) for words in lost)
     assert [e["step"] for e in read_journal(run.path) if e["event"] == "start"] == [0]
     assert strike.struck not in pids_of("")

@@ -34,6 +34,7 @@ from service.orchestration.resizing import (
     has_saved,
 )
 from service.orchestration.worker import Job
+from service.telemetry import logs
 from service.training.journal import Event, Journal
 
 LONG_S = 60.0
@@ -152,10 +153,16 @@ def test_another_state_is_no_resize(tmp_path: Path, announced: list[str]):
     assert (group.polls, announced) == (0, [])
 
 
-def test_the_driver_hears_every_half_minute_that_there_is_no_room(monkeypatch: pytest.MonkeyPatch):
-    heard: list[tuple[int, float]] = []
-    report = SimpleNamespace(remote=lambda key, e: heard.append((e["workers"], e["seconds"])))
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """What the driver hears."""
+    heard: list[Event] = []
+    report = SimpleNamespace(remote=lambda key, event: heard.append(event))
     monkeypatch.setattr(resizing, "find_control", lambda name: SimpleNamespace(report=report))
+    return heard
+
+
+def test_the_driver_hears_every_half_minute_that_there_is_no_room(told: list[Event]):
     clock = [0.0]
     tell = TellWaiting(Job("", "", "run", "main"), 2, clock=lambda: clock[0])
     waits, runs = LOST, RunningState()
@@ -164,7 +171,7 @@ def test_the_driver_hears_every_half_minute_that_there_is_no_room(monkeypatch: p
         *((80.0, waits), (81.0, runs), (120.0, runs), (149.0, waits), (151.0, waits)),
     ):
         tell.after_controller_state_update(runs, state)
-    assert heard == [(2, 30.0), (2, 60.0), (2, 31.0)]
+    assert [(e["workers"], e["seconds"]) for e in told] == [(2, 30.0), (2, 60.0), (2, 31.0)]
 
 
 class Controller:
@@ -172,7 +179,7 @@ class Controller:
 
     def __init__(self, room_s: float = 600.0) -> None:
         self.now = 0.0
-        self._limit = LimitStarts(room_s, lambda: self.now)
+        self._limit = LimitStarts(Job("", "", "run", "main"), room_s, lambda: self.now)
         self._state: Any = InitializingState()
 
     def come_to(self, *states: Any) -> None:
@@ -187,12 +194,14 @@ class Controller:
             self.come_to(self._state)
 
 
-def test_workers_that_fail_to_start_again_and_again_end_the_run_with_the_reason():
+def test_workers_that_fail_to_start_again_and_again_end_the_run_with_the_reason(told: list[Event]):
     controller = Controller()
     for _ in range(START_TRIES - 1):
         controller.come_to(SchedulingState(DECISION), broken())
     with pytest.raises(RuntimeError, match=r"10 tries in a row.*no module boom"):
         controller.come_to(SchedulingState(DECISION), broken())
+    assert [event["tries"] for event in told] == list(range(1, START_TRIES))
+    assert logs.trouble_line(told[0]).endswith("WorkerGroupStartupFailedError: no module boom")
 
 
 def test_tries_count_in_a_row_only_however_long_a_run_lives():
@@ -203,7 +212,7 @@ def test_tries_count_in_a_row_only_however_long_a_run_lives():
         controller.come_to(SchedulingState(DECISION), RunningState(), LOST)
 
 
-def test_a_wait_for_room_is_no_failure_until_it_is_too_long():
+def test_a_wait_for_room_is_no_failure_until_it_is_too_long(told: list[Event]):
     controller = Controller()
     for _ in range(59):
         controller.now += 10
@@ -211,6 +220,7 @@ def test_a_wait_for_room_is_no_failure_until_it_is_too_long():
     controller.now += 10
     with pytest.raises(RuntimeError, match="no room for them within 600 s"):
         controller.come_to(SchedulingState(DECISION), NO_ROOM)
+    assert told == []
 
 
 @pytest.mark.parametrize("state", [InitializingState(), LOST, NO_ROOM, broken()])
