@@ -212,8 +212,8 @@ def _end_amiss(command: Command) -> Iterator[str]:
 
 def measured(kills: list[Struck], journal: list[Event]) -> list[Struck]:
     """The kills with what the journal says of them."""
-    later = [kill.at for kill in kills[1:]] + [float("inf")]
-    return [_measured(kill, until, journal) for kill, until in zip(kills, later, strict=True)]
+    ats = [kill.at for kill in kills] + [float("inf")]
+    return [_measured(kill, until, journal) for kill, until in zip(kills, ats[1:], strict=True)]
 
 
 def _measured(kill: Struck, until: float, journal: list[Event]) -> Struck:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.training.journal import Event, Journal, read_journal
+from tests.chaos.chased import measured
 from tests.chaos.trace import differences, summary_differences
 from tests.journals import CHECKPOINT_EVERY, Trainer, steps_event
 
@@ -162,3 +163,7 @@ def test_summaries_share_all_but_names_and_clocks():
     assert list(summary_differences(one, one | {"run_id": "b", "wall_seconds": 2.0})) == []
     (found,) = summary_differences(one, one | {"mAP": {"mean": 0.25}})
     assert found == "summary.json: mAP.mean is 0.25 instead of 0.5"
+
+
+def test_a_run_that_ends_before_its_first_kill_has_none_to_measure():
+    assert measured([], []) == []
