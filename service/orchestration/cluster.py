@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from service.config import ClusterConfig
 from service.errors import ClusterError
@@ -123,7 +123,8 @@ def _init(address: str, values: dict[str, str]) -> None:
             ray.init(address="local", **own, **quiet)
         else:
             ray.init(address=address, runtime_env={"env_vars": values}, **quiet)
-    except (OSError, ValueError, RuntimeError, RayError) as e:
+    except Exception as e:
+        # Among them bare ones, where a process of Ray's ends while it starts.
         raise ClusterError(_not_reached(address, e)) from e
 
 

@@ -59,16 +59,19 @@ def test_a_cluster_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch):
             pass
 
 
-def test_ray_that_does_not_start_is_one_message(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kind", [RuntimeError, Exception])
+def test_ray_that_does_not_start_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+):
     def fail(**_: Any) -> None:
-        raise RuntimeError("Failed to start GCS.\nlong text")
+        raise kind("Failed to start GCS.\nlong text")
 
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    words = r"cannot start Ray on this machine: RuntimeError: Failed to start GCS\.; .*--no-ray"
+    words = rf"cannot start Ray on this machine: {kind.__name__}: Failed to start GCS\.; .*--no-ray"
     with pytest.raises(ClusterError, match=words), connected(ClusterConfig()):
         pass
 
