@@ -1,8 +1,8 @@
 """Run folders: made once under a name of their own, found again, resumed, refused.
 
 `<storage>/<run id>/` holds `config.yaml`, `journal.jsonl`, `checkpoint_*` (unless
-`run.checkpoints` is elsewhere) and `summary.json`; a driver holds `.lock` while it trains, and
-`.driver.json` says which took the run last.
+`run.checkpoints` is elsewhere, which `owner.json` then marks as the run's) and `summary.json`; a
+driver holds `.lock` while it trains, and `.driver.json` says which took the run last.
 """
 
 import errno
