@@ -94,7 +94,8 @@ class Campaign:
         return self._storage / "trace"
 
     def _unlike(self, run: Chased) -> Iterator[str]:
-        return differences(self._journal, read_journal(run.folder), self.total)
+        journal = read_journal(run.folder)
+        return differences(self._journal, journal, self.total, evaluated=run.was_evaluated)
 
     def _wrong_end(self, run: Chased) -> Iterator[str]:
         found = final_state(run.folder)

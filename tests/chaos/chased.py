@@ -86,6 +86,11 @@ class Chased:
         """Whether the run was found to have ended when a killed driver was to be replaced."""
         return any("has ended: GO" in command.errors for command in self.commands)
 
+    @property
+    def was_evaluated(self) -> bool:
+        """Whether the run's evaluation was made by a command of its own."""
+        return any(command.name.startswith("evaluate-") for command in self.commands)
+
     def close(self) -> None:
         """Ends whatever is left of it."""
         for command in self.commands:

@@ -124,6 +124,16 @@ def test_a_run_that_skips_steps_ends_early_or_forgets_a_checkpoint_is_found(tmp_
     assert any("ends at [9] instead of [15]" in one for one in differences(trace, early, TOTAL))
 
 
+def test_an_end_may_be_missing_only_where_another_command_made_the_evaluation(tmp_path: Path):
+    trace = left_alone(tmp_path / "a")
+    lost = [event for event in chased(tmp_path / "b") if event["event"] != "end"]
+    assert list(differences(trace, lost, TOTAL, evaluated=True)) == []
+    (found,) = differences(trace, lost, TOTAL)
+    assert "ends at [] instead of [15]" in found
+    twice = [*trace, trace[-1]]
+    assert "ends at [15, 15]" in " ".join(differences(trace, twice, TOTAL, evaluated=True))
+
+
 def test_two_processes_that_write_one_journal_are_found(tmp_path: Path):
     trace, journal = left_alone(tmp_path / "a"), chased(tmp_path / "b")
     late = place(journal, "steps", 2, 7)
