@@ -20,7 +20,7 @@ help:
 	@echo "make demo   data, training on two Ray workers, verdict, evaluation table"
 	@echo "make test   every test that this machine can run, but for the long proofs"
 	@echo "make check  lint, types, import contracts, fast tests"
-	@echo "make prove  every fault planted and named, healthy runs left alone, machines lost; long"
+	@echo "make prove  every fault planted and named, healthy runs left alone, machines lost; an hour"
 	@echo "make chaos  kills 100 processes of real runs, which must end as if nothing had been; half an hour"
 	@echo "make bench  benchmarks with their bars, as JSON lines"
 	@echo "make dashboards  writes Grafana's dashboards again, from service/telemetry/panels"
