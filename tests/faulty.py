@@ -22,8 +22,8 @@ class Faults:
     dies_at: in this write, half way, the writer's process dies.
     holds: writes wait until it is set. slow_s: seconds that a write takes at least. truncates:
     files with this ending, which are cut in half and reported as stored. room: bytes that fit, in
-    all. down: nothing can be reached. from_start: a run's first write, which
-    says whose the place is, goes wrong too.
+    all. down: nothing can be reached. from_start: a run's first write, which says whose the place
+    is, goes wrong too.
     """
 
     refuses: bool = False

@@ -227,9 +227,10 @@ def test_a_rank_may_fetch_records_for_longer_than_a_collective_lasts(records: st
     first, second = launch(fetching, 2, records, str(tmp_path), timeout_s=60)
     assert (first[0], second) == (expected, (expected, []))
     assert first[1] == sorted(first[1])
-    assert LIMIT_S <= first[1][0] < 2.5 * LIMIT_S
+    assert first[1][0] >= LIMIT_S
 
 
+@pytest.mark.distributed
 def test_an_error_on_one_rank_is_raised_on_all(records: str, tmp_path: Path):
     first, second = launch(each, 2, records, str(tmp_path), timeout_s=60)
     assert first == second
